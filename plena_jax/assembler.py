@@ -1,0 +1,184 @@
+"""Assembly text to machine words. Everything it knows of instructions comes from the instruction table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+import numpy as np
+
+from plena_jax.errors import AssemblyError
+from plena_jax.isa import BY_MNEMONIC, Instruction, Kind, Operand
+from plena_jax.isa.instruction import REGISTERS
+from plena_jax.program import Program
+
+_CACHE_LINES = 1 << 17
+_COMMENT = re.compile(r";|//")
+_NO_WORD = -1
+#: Directive for a word that no instruction text produces (unassigned opcode, bits outside every field).
+WORD = ".word"
+
+
+def assemble(text: str, source: str = "<assembly>") -> Program:
+    """Assemble PLENA assembly text.
+
+    One instruction a line; ``;`` and ``//`` start comments; immediates are decimal or hexadecimal (``0x``);
+    ``.word 0x...`` gives a word as it is. Operands are encoded in the fields that the machine reads.
+
+    Raises:
+        AssemblyError: naming line, column, operand and allowed range.
+    """
+    words: list[int] = []
+    lines: list[int] = []
+    known: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        word = known.get(line)
+        if word is None:
+            word = _Line(line, number, source).assemble()
+            if len(known) >= _CACHE_LINES:
+                known.clear()
+            known[line] = word
+        if word != _NO_WORD:
+            words.append(word)
+            lines.append(number)
+    return Program(np.array(words, np.uint32), source, np.array(lines, np.int64))
+
+
+def looks_like_assembly(text: str) -> bool:
+    """Whether the first line with content is assembly rather than hexadecimal words."""
+    for line in text.splitlines():
+        body = _COMMENT.split(line, maxsplit=1)[0].strip()
+        if body != line.strip() or body.startswith(WORD):
+            return True
+        if body:
+            return not re.fullmatch(r"(0x)*[0-9A-Fa-f]+", body.split()[0])
+    return False
+
+
+class _Line:
+    """One source line; all that is slow happens only when it has to complain."""
+
+    def __init__(self, text: str, number: int, source: str) -> None:
+        self.text, self.number, self.source = text, number, source
+
+    def assemble(self) -> int:
+        body = self.text
+        if ";" in body or "//" in body:
+            body = _COMMENT.split(body, maxsplit=1)[0]
+        parts = body.split(None, 1)
+        if not parts:
+            return _NO_WORD
+        mnemonic, tokens = parts[0], parts[1].split(",") if len(parts) == 2 else []
+        encoder = _ENCODERS.get(mnemonic) or _ENCODERS.get(mnemonic.upper())
+        if encoder is None:
+            if mnemonic == WORD:
+                return self.word(tokens)
+            self.unknown(mnemonic)
+        return encoder(self, tokens)
+
+    def word(self, tokens: list[str]) -> int:
+        if len(tokens) != 1:
+            self.fail(f"{WORD} takes one word, got {len(tokens)} operands")
+        return self.number_in(tokens[0].strip(), f"{WORD} value", 0xFFFFFFFF, 0)
+
+    def register(self, token: str, entry: Instruction, index: int) -> int:
+        """The number of a register operand that is not simply spelt out right."""
+        operand = entry.operands[index]
+        prefix = operand.kind.value
+        name = f"operand {_name(operand)} of {entry.mnemonic}"
+        allowed = f"{prefix}0..{prefix}{operand.most}"
+        match = re.fullmatch(r"(gp|f|a)(\d+)", token)
+        if match and match[1] != prefix:
+            self.fail(f"{name}: {token} is the wrong register class; allowed: {allowed}", index)
+        if match:
+            self.fail(f"{name}: there is no register {token}; allowed: {allowed}", index)
+        if re.fullmatch(r"\+?[\d_]+|0[xX][0-9a-fA-F_]+", token):
+            # The published assembler takes a plain number as first operand, and the documents one for "no stride".
+            if index == 0:
+                return self.number_in(token, name, operand.most, index)
+            if operand.literal is not None and _integer(token) == operand.literal:
+                return operand.literal
+        literal = f" or {operand.literal}" if operand.literal is not None else ""
+        self.fail(f"{name}: {token!r} is not a register; allowed: {allowed}{literal}", index)
+
+    def number_in(self, token: str, name: str, most: int, index: int) -> int:
+        try:
+            value = _integer(token)
+        except ValueError:
+            self.fail(f"{name}: {token!r} is not a number; allowed: 0..{most} (0..{most:#x})", index)
+        if not 0 <= value <= most:
+            self.fail(f"{name}: {token} is out of range; allowed: 0..{most} (0..{most:#x})", index)
+        return value
+
+    def count(self, entry: Instruction, tokens: list[str]) -> NoReturn:
+        least = sum(o.default is None for o in entry.operands)
+        most = len(entry.operands)
+        expected = str(most) if least == most else f"{least} to {most}"
+        given = "no operands" if not tokens else f"{len(tokens)} operand{'s' if len(tokens) != 1 else ''}"
+        missing = f"; operand {_name(entry.operands[len(tokens)])} is missing" if len(tokens) < least else ""
+        self.fail(f"{entry.mnemonic} takes {expected} operands, got {given}{missing}: {entry.syntax}")
+
+    def unknown(self, mnemonic: str) -> NoReturn:
+        import difflib
+
+        close = difflib.get_close_matches(mnemonic.upper(), BY_MNEMONIC, 1, 0.6)
+        hint = f"; did you mean {close[0]}?" if close else " (plena isa lists all)"
+        self.fail(f"there is no instruction {mnemonic!r}{hint}")
+
+    def fail(self, message: str, operand: int | None = None) -> NoReturn:
+        """Complain about the mnemonic, or about the operand of that index."""
+        column = len(self.text) - len(self.text.lstrip())
+        if operand is not None:
+            body = _COMMENT.split(self.text, maxsplit=1)[0]
+            mnemonic, rest = body.split(None, 1)
+            column = body.index(rest, column + len(mnemonic))
+            tokens = rest.split(",")
+            column += sum(len(token) + 1 for token in tokens[:operand])
+            column += len(tokens[operand]) - len(tokens[operand].lstrip())
+        raise AssemblyError(message, line=self.number, column=column + 1, text=self.text.rstrip(), source=self.source)
+
+
+def _integer(token: str) -> int:
+    return int(token, 16) if token[:2] in ("0x", "0X") else int(token)
+
+
+def _name(operand: Operand) -> str:
+    return operand.kind.value + operand.name
+
+
+def _encoder(entry: Instruction) -> Callable[[_Line, list[str]], int]:
+    """A function from operand tokens to the word of ``entry``."""
+    most = len(entry.operands)
+    least = sum(o.default is None for o in entry.operands)
+    plan = []
+    for operand in entry.operands:
+        good: dict[str, int] = {}
+        if operand.kind is not Kind.NUMBER:
+            count = min(REGISTERS[operand.kind], operand.most + 1)
+            good = {f"{operand.kind.value}{n}": n for n in range(count)}
+        elif operand.name == "0" and operand.most:
+            # A slot that the machine ignores: compilers put a register there as well.
+            good = {f"gp{n}": n for n in range(operand.most + 1)}
+        plan.append((good, operand.kind is not Kind.NUMBER, operand.field.shift, operand.most))
+
+    def encode(line: _Line, tokens: list[str]) -> int:
+        if not least <= len(tokens) <= most:
+            line.count(entry, tokens)
+        word = entry.opcode
+        for index, (token, (good, is_register, shift, limit)) in enumerate(zip(tokens, plan, strict=False)):
+            token = token.strip()
+            value = good.get(token)
+            if value is None:
+                if is_register:
+                    value = line.register(token, entry, index)
+                else:
+                    name = f"operand {_name(entry.operands[index])} of {entry.mnemonic}"
+                    value = line.number_in(token, name, limit, index)
+            word |= value << shift
+        return word
+
+    return encode
+
+
+_ENCODERS = {mnemonic: _encoder(entry) for mnemonic, entry in BY_MNEMONIC.items()}

@@ -1,0 +1,80 @@
+"""Every exception plena_jax raises on purpose, under one root."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plena_jax.machine.state import MachineState
+
+
+class PlenaError(Exception):
+    """Root of all errors of plena_jax."""
+
+
+class ConfigError(PlenaError, ValueError):
+    """A machine configuration that breaks a rule: names the key, its value and the rule."""
+
+    def __init__(self, key: str, value: Any, rule: str, source: str | None = None) -> None:
+        self.key, self.value, self.rule, self.source = key, value, rule, source
+        where = f" in {source}" if source else ""
+        super().__init__(f"{key} = {value!r}{where}: {rule}")
+
+
+class FormatError(PlenaError, ValueError):
+    """A number format that does not exist or cannot hold what is asked of it."""
+
+
+class AssemblyError(PlenaError, ValueError):
+    """Assembly text that has no encoding: names line, column, operand and what is allowed."""
+
+    def __init__(self, message: str, *, line: int, column: int, text: str = "", source: str = "<assembly>") -> None:
+        self.message, self.line, self.column, self.text, self.source = message, line, column, text, source
+        shown = f"\n    {text}\n    {' ' * (column - 1)}^" if text else ""
+        super().__init__(f"{source}:{line}:{column}: {message}{shown}")
+
+
+class ProgramError(PlenaError, ValueError):
+    """Machine words that the machine refuses to load: names the pc and the word."""
+
+
+class ImageError(PlenaError, ValueError):
+    """A memory image of the wrong size or content: names the memory, the size and the limit."""
+
+
+class EngineError(PlenaError, ValueError):
+    """An engine was asked for what it cannot do."""
+
+
+class MachineFault(PlenaError, RuntimeError):
+    """The machine stopped at an instruction it cannot execute.
+
+    Attributes:
+        code: the :class:`plena_jax.Fault` that was recorded.
+        pc: index of the instruction.
+        instruction: its disassembly.
+        operand: the operand at fault, as written in the instruction (empty where the rule concerns no operand).
+        value: value of that operand.
+        limit: what it would have had to be.
+        state: the machine as it was before the instruction; nothing of the instruction has been done.
+    """
+
+    def __init__(
+        self,
+        *,
+        code: Any,
+        pc: int,
+        instruction: str,
+        rule: str,
+        operand: str = "",
+        value: int | None = None,
+        limit: str = "",
+        state: MachineState | None = None,
+    ) -> None:
+        self.code, self.pc, self.instruction, self.rule = code, pc, instruction, rule
+        self.operand, self.value, self.limit, self.state = operand, value, limit, state
+        where = f"pc {pc}: {instruction}: " if instruction else f"pc {pc}: "
+        operand_text = ""
+        if operand:
+            operand_text = f" (operand {operand}" + (f" = {value}" if value is not None else "") + ")"
+        super().__init__(where + rule + operand_text + (f"; allowed: {limit}" if limit else ""))

@@ -1,0 +1,146 @@
+"""Block formats: elements that share one scale per block (OCP Microscaling and the hardware model's own variant)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from plena_jax.errors import FormatError
+from plena_jax.formats import plena
+from plena_jax.formats.bits import compose, from_bits, i32, is_nan, magnitude, normalise, to_bits, u32
+from plena_jax.formats.floats import FloatFormat
+from plena_jax.formats.integers import IntFormat
+
+ScaleRule = Literal["floor", "ceil", "even", "rceil", "plena"]
+SCALE_RULES: tuple[ScaleRule, ...] = ("floor", "ceil", "even", "rceil", "plena")
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["element", "scale"], meta_fields=["block", "rule"])
+@dataclass(frozen=True)
+class MXFormat:
+    """``block`` consecutive elements of the last axis share one power-of-two scale.
+
+    Attributes:
+        element: float or integer format of the elements.
+        scale: format of the scales, normally 8 exponent bits and nothing else.
+        block: elements per scale; static.
+        rule: how the shared exponent follows from the largest magnitude m of a block. With E the exponent of the element
+            format's largest value: "floor" (OCP MX v1.0) ``floor(log2 m) - E``; "ceil" ``ceil(log2 m) - E``; "even" first
+            rounds m to the element's mantissa; "rceil" ``ceil(log2(m / largest element))``; "plena" is the hardware model's:
+            ``floor(log2f(m + 1e-9))``, the element's exponent not subtracted (isa.md section 5.4).
+    """
+
+    element: FloatFormat | IntFormat
+    scale: FloatFormat
+    block: int
+    rule: ScaleRule = "floor"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.block, int) and self.block < 1:
+            raise FormatError(f"MX block of {self.block} elements; allowed: 1 or more")
+        if self.rule not in SCALE_RULES:
+            raise FormatError(f"scale rule {self.rule!r}; allowed: {', '.join(SCALE_RULES)}")
+
+    def encode(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        """Codes of float32 ``x`` [..., n]: elements uint32 [..., n] and scales uint32 [..., n / block].
+
+        Raises:
+            FormatError: n is not a multiple of ``block``.
+        """
+        x = jnp.asarray(x, jnp.float32)
+        if x.ndim == 0 or x.shape[-1] % self.block:
+            raise FormatError(f"last axis of shape {x.shape} is not a multiple of the MX block {self.block}")
+        blocks = x.reshape(*x.shape[:-1], -1, self.block)
+        bits = jnp.where(is_nan(blocks), u32(0), magnitude(blocks))
+        largest = from_bits(jnp.max(bits, axis=-1))
+        empty = magnitude(largest) == 0
+        exponent = self.shared_exponent(largest)
+        scaled = _times_pow2(blocks, -exponent[..., None])
+        if self.rule == "plena":
+            codes = self._plena_elements(scaled)
+            codes = jnp.where(empty[..., None], u32(0), codes)
+            scales = jnp.where(empty, u32(0), u32(exponent + self.scale.bias))
+        else:
+            codes = self.element.encode(scaled)
+            # A block of zeros has the smallest scale; a block with infinity keeps it in the elements.
+            scales = u32(exponent + self.scale.bias)
+        return codes.reshape(x.shape), scales
+
+    def _plena_elements(self, scaled: jax.Array) -> jax.Array:
+        if isinstance(self.element, FloatFormat):
+            return plena.encode_element(scaled, self.element)
+        return self.element.encode(scaled)
+
+    def shared_exponent(self, largest: jax.Array) -> jax.Array:
+        """int32 shared exponent for blocks whose largest magnitudes are ``largest`` (NaN left out), before encoding."""
+        if self.rule == "plena":
+            return plena.block_exponent(largest, self.scale.exponent)
+        finite = jnp.where(magnitude(largest) >= u32(0x7F800000), from_bits(u32(0x7F7FFFFF)), largest)
+        element, low = self.element, -i32(self.scale.bias)
+        if isinstance(element, FloatFormat):
+            top, mantissa = from_float_exponent(element), i32(element.mantissa)
+            most = element.decode(element.largest)
+        else:
+            # The largest integer is just below 2 ** (width - 1 - fraction).
+            top, mantissa = i32(element.width) - 2 - i32(element.fraction), i32(element.width) - 2
+            most = element.decode((u32(1) << u32(i32(element.width) - 1)) - 1)
+        significand, exponent = normalise(finite)
+        fraction = significand & u32(0x7FFFFF)
+        if self.rule == "ceil":
+            exponent = exponent + (fraction > 0)
+        elif self.rule == "even":
+            half = u32(1) << u32(jnp.maximum(22 - mantissa, 0))
+            exponent = exponent + ((significand + jnp.where(mantissa >= 23, u32(0), half)) >= u32(1 << 24))
+        elif self.rule == "rceil":
+            limit, limit_exponent = normalise(most)
+            exponent = exponent - limit_exponent + (significand > limit)
+            top = jnp.zeros_like(top)
+        exponent = jnp.where(magnitude(largest) == 0, low, exponent - top)
+        return jnp.clip(exponent, low, i32(self.scale.largest) - i32(self.scale.bias))
+
+    def decode(self, codes: ArrayLike, scales: ArrayLike) -> jax.Array:
+        """float32 values [..., n] of element codes [..., n] and scale codes [..., n / block]."""
+        elements = self.element.decode(codes)
+        factors = jnp.repeat(self.scale.decode(scales), self.block, axis=-1, total_repeat_length=elements.shape[-1])
+        return _product(elements, factors)
+
+    def round(self, x: ArrayLike) -> jax.Array:
+        """float32 ``decode(*encode(x))``; its derivative is 1 everywhere (straight-through)."""
+        return _round(jnp.asarray(x, jnp.float32), self)
+
+
+def from_float_exponent(fmt: FloatFormat) -> jax.Array:
+    """int32 exponent of the largest finite value of ``fmt``."""
+    return i32(u32(fmt.largest) >> u32(fmt.mantissa)) - i32(fmt.bias)
+
+
+def _times_pow2(x: jax.Array, exponent: jax.Array) -> jax.Array:
+    """``x * 2 ** exponent`` exactly, subnormals and specials included."""
+    significand, e = normalise(x)
+    scaled = to_bits(compose(significand, e - 23 + exponent)) | (to_bits(x) & u32(0x80000000))
+    return jnp.where(magnitude(x) >= u32(0x7F800000), x, from_bits(scaled))
+
+
+def _product(element: jax.Array, scale: jax.Array) -> jax.Array:
+    """``element * scale`` where the scale is a power of two, zero or special; subnormal results are kept."""
+    plain = element * scale
+    significand, exponent = normalise(scale)
+    exact = (significand == u32(1 << 23)) & (magnitude(scale) < u32(0x7F800000))
+    return jnp.where(exact & (magnitude(element) < u32(0x7F800000)), _times_pow2(element, exponent), plain)
+
+
+@jax.custom_jvp
+def _round(x: jax.Array, fmt: MXFormat) -> jax.Array:
+    return fmt.decode(*fmt.encode(x))
+
+
+@_round.defjvp
+def _round_jvp(
+    primals: tuple[jax.Array, MXFormat], tangents: tuple[jax.Array, MXFormat]
+) -> tuple[jax.Array, jax.Array]:
+    return _round(*primals), tangents[0]
