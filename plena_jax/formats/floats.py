@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from plena_jax.bits import u32
 from plena_jax.errors import FormatError
 from plena_jax.formats import ieee, plena
-from plena_jax.formats.bits import u32
 
 Family = Literal["ieee", "plena"]
 Specials = Literal["ieee", "fn", "fnuz", "finite"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from plena_jax.formats.bits import (
+from plena_jax.bits import (
     INFINITY,
     QUIET_NAN,
     compose,

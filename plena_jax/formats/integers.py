@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from plena_jax.bits import i32, is_nan, u32
 from plena_jax.errors import FormatError
-from plena_jax.formats.bits import i32, is_nan, u32
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["width", "fraction", "sign"], meta_fields=["family"])

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from plena_jax import arithmetic
+from plena_jax.bits import compose, from_bits, i32, is_nan, magnitude, normalise, to_bits, u32
 from plena_jax.errors import FormatError
 from plena_jax.formats import plena
-from plena_jax.formats.bits import compose, from_bits, i32, is_nan, magnitude, normalise, to_bits, u32
 from plena_jax.formats.floats import FloatFormat
 from plena_jax.formats.integers import IntFormat
 
@@ -107,7 +108,7 @@ class MXFormat:
         """float32 values [..., n] of element codes [..., n] and scale codes [..., n / block]."""
         elements = self.element.decode(codes)
         factors = jnp.repeat(self.scale.decode(scales), self.block, axis=-1, total_repeat_length=elements.shape[-1])
-        return _product(elements, factors)
+        return arithmetic.multiply(elements, factors)
 
     def round(self, x: ArrayLike) -> jax.Array:
         """float32 ``decode(*encode(x))``; its derivative is 1 everywhere (straight-through)."""
@@ -124,14 +125,6 @@ def _times_pow2(x: jax.Array, exponent: jax.Array) -> jax.Array:
     significand, e = normalise(x)
     scaled = to_bits(compose(significand, e - 23 + exponent)) | (to_bits(x) & u32(0x80000000))
     return jnp.where(magnitude(x) >= u32(0x7F800000), x, from_bits(scaled))
-
-
-def _product(element: jax.Array, scale: jax.Array) -> jax.Array:
-    """``element * scale`` where the scale is a power of two, zero or special; subnormal results are kept."""
-    plain = element * scale
-    significand, exponent = normalise(scale)
-    exact = (significand == u32(1 << 23)) & (magnitude(scale) < u32(0x7F800000))
-    return jnp.where(exact & (magnitude(element) < u32(0x7F800000)), _times_pow2(element, exponent), plain)
 
 
 @jax.custom_jvp

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from plena_jax.bits import u32
 from plena_jax.errors import FormatError
-from plena_jax.formats.bits import u32
 
 
 def pack(codes: jax.Array, width: int) -> jax.Array:

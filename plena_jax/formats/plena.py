@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plena_jax.formats.bits import (
+from plena_jax.bits import (
     INFINITY,
     MAGNITUDE,
     SIGN,

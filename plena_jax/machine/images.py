@@ -1,0 +1,138 @@
+"""Byte images of the memories: what the emulator's files hold (isa.md sections 7.2 and 7.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from plena_jax.config import MachineConfig, Precision
+from plena_jax.errors import ImageError
+from plena_jax.formats import FloatFormat, IntFormat, MXFormat, pack, plena, unpack
+from plena_jax.isa import SRAM_ENTRIES
+
+if TYPE_CHECKING:
+    from plena_jax.machine.state import MachineState
+
+
+def image_error(memory: str, got: str, limit: str) -> ImageError:
+    """The error for contents that do not fit."""
+    return ImageError(f"{memory}: {got} do not fit; allowed: {limit}")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Byte images of memories, each from address 0.
+
+    As input: ``fp_sram`` holds IEEE float16, ``int_sram`` little-endian 32-bit words, ``vram`` packed VECTOR_SRAM_TYPE
+    elements. As output of :meth:`of`: ``fp_sram`` holds BF16 (so is the emulator's dump), ``mram`` packed MATRIX_SRAM_TYPE.
+    """
+
+    hbm: bytes = b""
+    fp_sram: bytes = b""
+    int_sram: bytes = b""
+    vram: bytes = b""
+    mram: bytes = b""
+
+    def contents(self, config: MachineConfig) -> dict[str, Any]:
+        """Values for :meth:`MachineState.create`.
+
+        Raises:
+            ImageError: an image is cut off inside an element, or larger than its memory.
+        """
+        _whole("FP SRAM image", self.fp_sram, 2, "float16 entries")
+        _whole("INT SRAM image", self.int_sram, 4, "32-bit words")
+        _fits("FP SRAM image", len(self.fp_sram) // 2, SRAM_ENTRIES, "entries")
+        _fits("INT SRAM image", len(self.int_sram) // 4, SRAM_ENTRIES, "entries")
+        _fits("HBM image", len(self.hbm), config.hbm_size, "bytes (HBM_SIZE)")
+        return {
+            "hbm": self.hbm,
+            "fp_sram": np.frombuffer(self.fp_sram, "<f2"),
+            "int_sram": np.frombuffer(self.int_sram, "<u4"),
+            "vram": _vram_image(config, self.vram),
+        }
+
+    @classmethod
+    def of(cls, config: MachineConfig, state: MachineState) -> Images:
+        """The images that the emulator would dump, VRAM and HBM over what is allocated."""
+        vram_type = _element(config.precision.vector_sram_type)
+        return cls(
+            hbm=np.asarray(state.hbm).tobytes(),
+            fp_sram=(np.asarray(state.fp_sram).view(np.uint32) >> 16).astype("<u2").tobytes(),
+            int_sram=np.asarray(state.int_sram).astype("<u4").tobytes(),
+            vram=_packed(state.vram, vram_type),
+            mram=_packed(state.mram, _element(config.precision.matrix_sram_type)),
+        )
+
+
+def _element(fmt: Precision) -> FloatFormat | IntFormat:
+    return fmt.element if isinstance(fmt, MXFormat) else fmt
+
+
+def _packed(values: Any, fmt: FloatFormat | IntFormat) -> bytes:
+    codes = fmt.encode(jnp.reshape(values, -1))
+    return np.asarray(pack(codes, fmt.bits)).tobytes()
+
+
+def _vram_image(config: MachineConfig, data: bytes) -> np.ndarray:
+    fmt = _element(config.precision.vector_sram_type)
+    row = -(-config.vlen * fmt.bits // 8)
+    _whole("VRAM image", data, fmt.bits / 8, f"{fmt.bits}-bit elements")
+    rows = -(-len(data) // row)
+    _fits("VRAM image", rows, config.vector_sram_size, "rows (VECTOR_SRAM_SIZE)")
+    padded = np.frombuffer(data + bytes(rows * row - len(data)), np.uint8).reshape(rows, row)
+    return np.asarray(fmt.decode(unpack(jnp.asarray(padded), fmt.bits, config.vlen)))
+
+
+def _whole(name: str, data: bytes, unit: float, what: str) -> None:
+    if len(data) % unit:
+        raise ImageError(f"{name}: {len(data)} bytes are not a whole number of {what}; the image is cut off")
+
+
+def _fits(name: str, got: int, limit: int, what: str) -> None:
+    if got > limit:
+        raise ImageError(f"{name}: {got} {what.split(' ')[0]} do not fit; allowed: {limit} {what}")
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def vram_values(config: MachineConfig, values: Any, rows: int) -> jnp.ndarray:
+    """float32 [n, VLEN] of values of VECTOR_SRAM_TYPE from a float array, the last row filled with zeros."""
+    array = np.asarray(values, np.float32)
+    flat = array.reshape(-1)
+    count = -(-flat.size // config.vlen)
+    if array.ndim > 1 and array.shape[-1] != config.vlen:
+        raise ImageError(f"VRAM: rows of {array.shape[-1]} lanes; allowed: VLEN, {config.vlen}, or a flat array")
+    if count > rows:
+        raise image_error("VRAM", f"{count} rows", f"{rows} rows")
+    padded = np.zeros((count, config.vlen), np.float32)
+    padded.reshape(-1)[: flat.size] = flat
+    fmt = _element(config.precision.vector_sram_type)
+    # What the format holds stays as it is, NaN payloads included.
+    return plena.decode(plena.encode(jnp.asarray(padded), fmt), fmt)  # type: ignore[arg-type]
+
+
+def scalar_values(values: Any) -> jnp.ndarray:
+    """float32 [n] of BF16 values from floats, rounded as the emulator rounds its FP SRAM preload."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.size > SRAM_ENTRIES or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ImageError(
+            f"FP SRAM: contents are {array.dtype} {array.shape}; allowed: a one-dimensional float array of at most "
+            f"{SRAM_ENTRIES} entries"
+        )
+    return plena.round_scalar(jnp.asarray(array.astype(np.float32)))
+
+
+def words(values: Any) -> np.ndarray:
+    """uint32 [n] from integers."""
+    array = np.asarray(values)
+    bad = array.ndim != 1 or array.size > SRAM_ENTRIES
+    if bad or (array.size and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 0xFFFFFFFF)):
+        raise ImageError(
+            f"INT SRAM: contents are {array.dtype} {array.shape}; allowed: a one-dimensional array of at most "
+            f"{SRAM_ENTRIES} integers from 0 to 2**32 - 1"
+        )
+    return array.astype(np.uint32)

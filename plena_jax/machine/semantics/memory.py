@@ -1,0 +1,72 @@
+"""Semantics of the HBM transfers (isa.md section 4.6)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from plena_jax.bits import u32
+from plena_jax.machine.record import Step
+from plena_jax.machine.semantics.matrix import wide_rows
+from plena_jax.machine.semantics.registry import Stage, Target, semantic
+from plena_jax.machine.transfer import Transfer, Transfers, element_address, read_bytes, scale_address
+from plena_jax.machine.view import View
+
+# In the record of a transfer rs1 and rs2 hold the 64-bit addresses of elements and scales (low word, offset: high word),
+# mask the stride, argument whether the KV type is meant.
+
+
+def _fetch(view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: jax.Array) -> jax.Array:
+    """float32 [n, lanes]: HBM rows of one transfer."""
+
+    def fetch(transfer: Transfer, hbm: jax.Array, step: Step, rows: jax.Array) -> jax.Array:
+        if transfer.problem:
+            return jnp.zeros((rows.shape[0], transfer.lanes), jnp.float32)  # never executed: the instruction faults
+        low, high = element_address(u32(step.rs1), u32(step.rs1_offset), step.mask, rows)
+        elements = read_bytes(hbm, low, high, transfer.element_bytes)
+        low, high = scale_address(u32(step.rs2), u32(step.rs2_offset), step.mask, rows, transfer.ratio)
+        scales = read_bytes(hbm, low, high, transfer.scale_bytes, line_only=True)
+        return transfer.decode(elements, scales)
+
+    first, second = transfers
+    if first == second:
+        return fetch(first, view.hbm, step, rows)
+    branches = [lambda *a, t=t: fetch(t, *a) for t in (first, second)]
+    return lax.cond(step.argument != 0, branches[1], branches[0], view.hbm, step, rows)
+
+
+@semantic(
+    "H_PREFETCH_M", Stage.WIDE, parts=lambda c: c.prefetch_m_rows // wide_rows(c), target=Target.MRAM_RD, region="mram"
+)
+def h_prefetch_m(view: View, step: Step) -> jax.Array:
+    """Rows of tiles := HBM rows, unrounded."""
+    count = wide_rows(view.config)
+    rows = step.part * count + jnp.arange(count, dtype=jnp.int32)
+    return _fetch(view, step, Transfers.of(view.config).matrix, rows)
+
+
+@semantic("H_PREFETCH_V", Stage.ROW, parts=lambda c: c.hbm_v_prefetch_amount, target=Target.VRAM_RD)
+def h_prefetch_v(view: View, step: Step) -> jax.Array:
+    """A VRAM row := an HBM row."""
+    rows = jnp.asarray(step.part, jnp.int32).reshape(1)
+    return view.round(_fetch(view, step, Transfers.of(view.config).vector, rows)[0])
+
+
+@semantic("H_STORE_V", Stage.STORE, parts=lambda c: c.hbm_v_writeback_amount)
+def h_store_v(view: View, step: Step) -> tuple[jax.Array, jax.Array]:
+    """Element and scale bytes of a VRAM row, padded to the larger of the two formats."""
+    transfers = Transfers.of(view.config).vector
+    elements, scales = (max(getattr(t, n) for t in transfers) for n in ("element_bytes", "scale_bytes"))
+
+    def encode(transfer: Transfer, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if transfer.problem:
+            return jnp.zeros(elements, jnp.uint8), jnp.zeros(scales, jnp.uint8)  # never executed
+        data, factors = transfer.encode(row)
+        return jnp.pad(data, (0, elements - data.shape[0])), jnp.pad(factors, (0, scales - factors.shape[0]))
+
+    row = view.row(step.rd + step.part)
+    first, second = transfers
+    if first == second:
+        return encode(first, row)
+    return lax.cond(step.argument != 0, lambda r: encode(second, r), lambda r: encode(first, r), row)
