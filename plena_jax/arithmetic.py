@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from plena_jax.bits import DEFAULT_NAN, INFINITY, SIGN, from_bits, is_nan, magnitude, to_bits, u32
+from plena_jax.bits import DEFAULT_NAN, INFINITY, MAGNITUDE, SIGN, from_bits, is_nan, magnitude, to_bits, u32
 
 #: Scaling that lifts any product of a small operand out of the subnormal range.
 _LIFT = 96
@@ -28,15 +28,13 @@ def _power(exponent: int) -> np.float32:
     return np.float32(2.0**exponent)
 
 
-def lift(x: jax.Array) -> jax.Array:
-    """``x * 2**96`` exactly, for ``|x| < 2**31``, subnormals included."""
+def lift(x: jax.Array, exponent: int = _LIFT) -> jax.Array:
+    """``x * 2**exponent`` exactly unless it overflows, subnormals included, for exponents 24 .. 127."""
     bits = to_bits(x)
-    body = bits & u32(0x7FFFFFFF)
+    body = bits & u32(MAGNITUDE)
     # A subnormal is its integer image times 2**-149.
-    subnormal = body.astype(jnp.float32) * _power(_LIFT - 149)
-    normal = from_bits(body) * _power(_LIFT)
-    lifted = jnp.where(body < u32(0x00800000), subnormal, normal)
-    return from_bits(to_bits(lifted) | (bits & u32(SIGN)))
+    subnormal = to_bits(body.astype(jnp.float32) * _power(exponent - 149)) | (bits & u32(SIGN))
+    return jnp.where(body < u32(0x00800000), from_bits(subnormal), x * _power(exponent))
 
 
 def lower(y: jax.Array, exponent: int) -> jax.Array:

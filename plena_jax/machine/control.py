@@ -1,13 +1,16 @@
-"""The integer machine: program counter, registers, loops, and the resolution of datapath operands.
+"""The integer machine: program counter, registers and loops. It runs ahead of the datapath and logs what that has to do.
 
-Both engines run it. The architectural engine executes each datapath instruction where it occurs; resolving a program runs
-only this and writes the records down.
+No integer depends on the datapath, except that V_TOPK writes INT SRAM. So the control loop executes integer and control
+instructions, and for each datapath instruction notes the registers that its operands name; :mod:`plena_jax.machine.plan`
+turns a whole log into records at once. Both engines run this.
+
+The loop has a fast step for the instructions that programs consist of, three kernels in all, and a slow step for everything
+else: loops that open or close, INT SRAM, the loop guard, limits and faults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,186 +18,326 @@ import numpy as np
 from jax import lax
 
 from plena_jax.config import MachineConfig
-from plena_jax.isa import SRAM_ENTRIES
+from plena_jax.isa import SRAM_ENTRIES, Field
 from plena_jax.machine import lanes
-from plena_jax.machine.decode import NO_OPERATION, OPERATIONS, Column
+from plena_jax.machine.decode import OPERATIONS, Class, Column, Table
 from plena_jax.machine.faults import Fault
-from plena_jax.machine.semantics.control import CONTROL, Effect, Operands, no_effect
+from plena_jax.machine.lanes import Side
+from plena_jax.machine.semantics.control import ALU, SLOW, UNSIGNED, Effect, Machine, Operands
 from plena_jax.machine.semantics.registry import Stage
+from plena_jax.machine.semantics.vector import topk_window
 from plena_jax.machine.state import LOOPS_PER_REGISTER
 
-#: Reads an INT SRAM entry (int32 index, in range): uint32 value, and whether it is unknown before the datapath has run.
-LoadInt = Callable[[jax.Array], tuple[jax.Array, jax.Array | bool]]
-_IOTA = np.arange(lanes.SIZE, dtype=np.int32)
+#: Rows of the log: datapath instructions that the control loop may be ahead.
+LOG_ROWS = 4096
+LOG_COLUMNS = ("pc", "tick", "d", "x", "y", "mask", "stride", "scale", "a_low", "a_high", "fresh", "unused")
+_IOTA = np.arange(lanes.CORE, dtype=np.int32)
+_NONE = np.uint32(lanes.NO_LOOP)
 
 
-def entry(table: jax.Array, pc: jax.Array, index: int) -> jax.Array:
-    """int32: one column of one decoded instruction."""
-    return lax.dynamic_slice(table, (pc, jnp.int32(index)), (1, 1), allow_negative_indices=False)[0, 0]
+class Stop:
+    """Why the control loop has stopped (in ``side.registers[STOP]``)."""
+
+    RUNNING, LOG, HALTED, FAULTED = range(4)
 
 
-def lane(ints: jax.Array, index: jax.Array) -> jax.Array:
-    """uint32: a register by number."""
-    return lax.dynamic_index_in_dim(ints, index, keepdims=False, allow_negative_indices=False)
+class Word(NamedTuple):
+    """The instruction at pc: its word, and its template's columns by name."""
+
+    table: Table
+    pc: jax.Array
+    word: jax.Array
+    template: jax.Array
+
+    @classmethod
+    def at(cls, table: Table, pc: jax.Array) -> Word:
+        """Fetch."""
+        entry = lambda c: lax.dynamic_slice(table.words, (pc, jnp.int32(c)), (1, 1), allow_negative_indices=False)[0, 0]
+        return cls(table, pc, entry(0), entry(1).astype(jnp.int32))
+
+    def column(self, column: int) -> jax.Array:
+        """int32: a column of the template."""
+        start = (self.template, jnp.int32(column))
+        return lax.dynamic_slice(self.table.templates, start, (1, 1), allow_negative_indices=False)[0, 0]
+
+    def register(self, field: Field) -> jax.Array:
+        """int32: a register field."""
+        return ((self.word >> field.shift) & field.limit).astype(jnp.int32)
+
+    def immediate(self) -> jax.Array:
+        """uint32: the immediate; both kinds reach up to the highest bit."""
+        return self.word >> self.column(Column.IMM_SHIFT).astype(jnp.uint32)
 
 
-def with_lanes(ints: jax.Array, writes: list[tuple[Any, Any]]) -> jax.Array:
-    """``ints`` with some lanes replaced; a lane of -1 writes nothing. Later writes win."""
-    for index, value in writes:
-        ints = jnp.where(_IOTA == index, jnp.asarray(value).astype(jnp.uint32), ints)
-    return ints
+def lane(values: jax.Array, index: jax.Array) -> jax.Array:
+    """One element of a vector."""
+    return lax.dynamic_index_in_dim(values, index, keepdims=False, allow_negative_indices=False)
 
 
-def _go_on(
-    ints: jax.Array, table: jax.Array, next_pc: jax.Array, deadline: jax.Array
-) -> list[tuple[jax.Array | int, jax.Array]]:
-    """The writes that end every instruction: counters, the next pc, and the stage of what is there.
+def put(values: jax.Array, *writes: tuple[Any, Any]) -> jax.Array:
+    """``values`` with some elements replaced; index -1 writes nothing. Later writes win."""
+    index = np.arange(values.shape[0], dtype=np.int32)
+    for at, value in writes:
+        values = jnp.where(index == at, jnp.asarray(value).astype(values.dtype), values)
+    return values
 
-    That stage is RARE if the loop guard or the limit has to be looked at first.
-    """
-    pc, tick = ints[lanes.PC].astype(jnp.int32), ints[lanes.TICKS] + 1
-    unit = entry(table, pc, Column.UNIT)
-    count, cycles = lane(ints, lanes.COUNT_LOW + unit), ints[lanes.CYCLES_LOW]
-    more_cycles = cycles + entry(table, pc, Column.CYCLES).astype(jnp.uint32)
-    count_carries, cycles_carry = count == np.uint32(0xFFFFFFFF), more_cycles < cycles
-    stage = entry(table, next_pc, Column.STAGE)
-    due = ((tick - deadline).astype(jnp.int32) > 0) & (stage != Stage.HALTED)
+
+def _is_fast(core: jax.Array, table: Table) -> jax.Array:
+    word = Word.at(table, core[lanes.PC].astype(jnp.int32))
+    rd, kind = word.register(Field.RD), word.column(Column.CLASS)
+    again = (lane(core, lanes.GP + rd) > 1) & (lane(core, lanes.START + rd) != _NONE)
+    due = (core[lanes.DEADLINE] - core[lanes.TICKS]).astype(jnp.int32) < 0
+    fast = (kind == Class.FAST) | ((kind == Class.LOOP_END) & again)
+    return fast & ~due & (core[lanes.LOGGED] < LOG_ROWS)
+
+
+def _operands(core: jax.Array, word: Word) -> Operands:
+    read = lambda field: lane(core, lanes.GP + word.register(field))
+    return Operands(read(Field.RD), read(Field.RS1), read(Field.RS2), word.immediate())
+
+
+def _advance(core: jax.Array, word: Word, next_pc: jax.Array) -> list[tuple[Any, Any]]:
+    """The writes that end every instruction: counters, accumulators that become fresh, the next pc."""
+    cycles = core[lanes.CYCLES_LOW]
+    more = cycles + word.column(Column.CYCLES).astype(jnp.uint32)
+    count = lanes.COUNTS + word.column(Column.UNIT)
+    fresh = core[lanes.FRESH] & ~word.column(Column.ADDS_TO).astype(jnp.uint32)
     return [
-        (lanes.COUNT_LOW + unit, count + 1),
-        (jnp.where(count_carries, lanes.COUNT_HIGH + unit, -1), lane(ints, lanes.COUNT_HIGH + unit) + 1),
-        (lanes.CYCLES_LOW, more_cycles),
-        (jnp.where(cycles_carry, lanes.CYCLES_HIGH, -1), ints[lanes.CYCLES_HIGH] + 1),
-        (lanes.TICKS, tick),
         (lanes.PC, next_pc),
-        (lanes.STAGE, jnp.where(due, int(Stage.RARE), stage)),
-        (lanes.DEADLINE, deadline),
+        (lanes.TICKS, core[lanes.TICKS] + 1),
+        (lanes.LOGGED, core[lanes.LOGGED] + word.column(Column.LOGS).astype(jnp.uint32)),
+        (lanes.FRESH, fresh | word.column(Column.DRAINS).astype(jnp.uint32)),
+        (lanes.CYCLES_LOW, more),
+        (lanes.CYCLES_HIGH, core[lanes.CYCLES_HIGH] + (more < cycles).astype(jnp.uint32)),
+        (count, lane(core, count) + 1),
     ]
 
 
-def control_step(
-    ints: jax.Array, loops: jax.Array, table: jax.Array, load: LoadInt, config: MachineConfig
-) -> tuple[jax.Array, jax.Array]:
-    """Execute one instruction of the control stage and fetch the next one."""
-    pc = ints[lanes.PC].astype(jnp.int32)
-    column_of = lambda c: entry(table, pc, c)
-    rd, operation, imm = column_of(Column.RD), column_of(Column.OPERATION), column_of(Column.IMM).astype(jnp.uint32)
-    x = lane(ints, lanes.GP + column_of(Column.RS1))
-    depth = lane(ints, lanes.DEPTH + rd).astype(jnp.int32)
-    top = rd * LOOPS_PER_REGISTER + jnp.maximum(depth - 1, 0)
-    innermost = lax.dynamic_slice(loops, (top, jnp.int32(0)), (1, 4), allow_negative_indices=False)[0]
-    address = x + imm
-    loads = operation == OPERATIONS.index("S_LD_INT")
-    loaded, unknown = load(jnp.minimum(address, np.uint32(SRAM_ENTRIES - 1)).astype(jnp.int32))
-    tick = ints[lanes.TICKS]
-    operands = Operands(
-        rd=rd,
-        pc=pc,
-        d=lane(ints, lanes.GP + rd),
-        x=x,
-        y=lane(ints, lanes.GP + column_of(Column.RS2)),
-        imm=imm,
-        loaded=loaded,
-        tick=tick,
-        depth=depth,
-        start_pc=innermost[lanes.START_PC].astype(jnp.int32),
-        started=innermost[lanes.STARTED],
-        iteration=innermost[lanes.ITERATION],
+def _log_row(core: jax.Array, side: Side, word: Word, operands: Operands) -> jax.Array:
+    register = word.register(Field.RS2)
+    values = (
+        word.pc,
+        core[lanes.TICKS],
+        operands.d,
+        operands.x,
+        operands.y,
+        core[lanes.MASK],
+        core[lanes.STRIDE],
+        core[lanes.SCALE],
+        lane(side.registers, lanes.A_LOW + register),
+        lane(side.registers, lanes.A_HIGH + register),
+        core[lanes.FRESH],
+        jnp.uint32(0),
     )
-    effect = _pick(operation, operands)
-    fault = jnp.where(loads & (address >= SRAM_ENTRIES), int(Fault.OUT_OF_RANGE), effect.fault)
-    fault = jnp.where((fault == 0) & loads & unknown, int(Fault.DATA_DEPENDENT), fault)
+    return put(jnp.zeros(len(LOG_COLUMNS), jnp.uint32), *enumerate(values))
 
-    next_pc = jnp.where(effect.next_pc < 0, pc + 1, effect.next_pc)
-    # A new loop may bring the next look at the guard forward.
-    left = (ints[lanes.DEADLINE] - tick).astype(jnp.int32)
-    left = jnp.where(effect.deeper > 0, jnp.minimum(left, np.int32(config.max_loop_instructions)), left)
-    after = with_lanes(
-        ints,
-        [
-            *_go_on(ints, table, next_pc, tick + left.astype(jnp.uint32)),
-            (jnp.where(effect.deeper != 0, lanes.DEPTH + rd, -1), depth + effect.deeper),
-            (effect.lane, effect.value),
-            (effect.high_lane, effect.high_value),
-        ],
+
+def _write_log(log: jax.Array, core: jax.Array, row: jax.Array) -> jax.Array:
+    """The log with ``row`` at its end; what logs nothing leaves a row there that the next one overwrites."""
+    start = (core[lanes.LOGGED].astype(jnp.int32), jnp.int32(0))
+    return lax.dynamic_update_slice(log, row[None], start, allow_negative_indices=False)
+
+
+def _fast_step(core: jax.Array, log: jax.Array, side: Side, table: Table) -> tuple[jax.Array, jax.Array]:
+    word = Word.at(table, core[lanes.PC].astype(jnp.int32))
+    operands, operation = _operands(core, word), word.column(Column.OPERATION)
+    rd, is_end = word.register(Field.RD), word.column(Column.CLASS) == Class.LOOP_END
+    value = jnp.uint32(0)
+    for index, entry in enumerate(ALU.values()):
+        value = jnp.where(operation == index, entry.function(operands), value)
+    dest = jnp.where(word.column(Column.DEST_RD) == 1, lanes.GP + rd, word.column(Column.DEST))
+    jump = lane(core, lanes.START + rd).astype(jnp.int32)
+    after = put(
+        core,
+        (jnp.where(is_end, lanes.GP + rd, dest), jnp.where(is_end, operands.d - 1, value)),
+        (jnp.where(is_end, lanes.SINCE + rd, -1), core[lanes.TICKS]),
+        *_advance(core, word, jnp.where(is_end, jump, word.pc) + 1),
     )
-    stopped = with_lanes(ints, [(lanes.STATUS, fault), (lanes.STAGE, int(Stage.FAULTED))])
-    slot = jnp.where((effect.slot < 0) | (fault != 0), lanes.NO_LOOP, rd * LOOPS_PER_REGISTER + effect.slot)
-    fields = (effect.start_pc, effect.started, effect.tick, effect.iteration)
-    written = jnp.stack([jnp.asarray(f).astype(jnp.uint32) for f in fields])[None]
-    loops = lax.dynamic_update_slice(loops, written, (slot, jnp.int32(0)), allow_negative_indices=False)
-    return jnp.where(fault != 0, stopped, after), loops
+    return after, _write_log(log, core, _log_row(core, side, word, operands))
 
 
-def _pick(operation: jax.Array, operands: Operands) -> Effect:
-    """The effect of one of all operations."""
-    effects = [CONTROL[name](operands) for name in OPERATIONS] + [no_effect(operands)]
-    assert len(effects) == NO_OPERATION + 1
+# -- now and then -----------------------------------------------------------------------------------------------------
+
+
+def _pick(operation: jax.Array, machine: Machine) -> Effect:
+    """The effect of one of the slow instructions."""
+    effects = [(OPERATIONS.index(name), function(machine)) for name, function in SLOW.items()]
     fields = []
-    for name in Effect._fields:
-        values = [getattr(e, name) for e in effects]
-        signed = name in ("lane", "high_lane", "next_pc", "deeper", "slot", "fault")
-        cast = lambda v, t=jnp.int32 if signed else jnp.uint32: jnp.asarray(v).astype(t)
-        default = Effect._field_defaults[name]
+    for name, default in Effect._field_defaults.items():
+        cast = lambda v, t=jnp.uint32 if name in UNSIGNED else jnp.int32: jnp.asarray(v).astype(t)
         picked = cast(default)
-        for index, value in enumerate(values):
+        for index, effect in effects:
+            value = getattr(effect, name)
             if not (isinstance(value, int) and value == default):
                 picked = jnp.where(operation == index, cast(value), picked)
         fields.append(picked)
     return Effect(*fields)
 
 
-# -- now and then -----------------------------------------------------------------------------------------------------
+class _Loops(NamedTuple):
+    depth: jax.Array
+    #: uint32 [16, 8]: when each loop's current iteration began.
+    since: jax.Array
+    is_open: jax.Array
+    innermost: jax.Array
 
 
-def rare_step(ints: jax.Array, loops: jax.Array, table: jax.Array, config: MachineConfig) -> tuple[jax.Array, jax.Array]:
-    """Look at the loop guard and the limit, then execute C_BREAK or let the instruction go to its stage."""
-    pc, tick = ints[lanes.PC].astype(jnp.int32), ints[lanes.TICKS]
-    stage = entry(table, pc, Column.STAGE)
-    depth = ints[lanes.DEPTH : lanes.SCALE].astype(jnp.int32)
-    is_open = jnp.arange(LOOPS_PER_REGISTER) < depth[:, None]
-    entries = loops[: lanes.NO_LOOP].reshape(16, LOOPS_PER_REGISTER, 4)
-    age = jnp.where(is_open, (tick - entries[..., lanes.TICK]).astype(jnp.int32), 0)
-    oldest = jnp.max(age)
+def _loops(core: jax.Array, side: Side) -> _Loops:
+    depth = side.registers[lanes.DEPTH : lanes.DEPTH + lanes.REGISTERS].astype(jnp.int32)
+    level = np.arange(LOOPS_PER_REGISTER)
+    is_open = level < depth[:, None]
+    live = core[lanes.SINCE : lanes.SINCE + lanes.REGISTERS, None]
+    since = jnp.where(level == depth[:, None] - 1, live, side.stack[..., lanes.STACK_SINCE])
+    age = (core[lanes.TICKS] - side.stack[..., lanes.STACK_ORDER]).astype(jnp.int32)
+    age = jnp.min(jnp.where(is_open, age, np.int32(2**31 - 1)), axis=1)
+    innermost = jnp.where(jnp.any(is_open), jnp.argmin(age).astype(jnp.int32), -1)
+    return _Loops(depth, since, is_open, innermost)
+
+
+def _checks(core: jax.Array, side: Side, word: Word, loops: _Loops, config: MachineConfig) -> tuple[Any, Any, Any]:
+    """Fault before the instruction is looked at, whether the run ends without one, and ticks until the next check."""
+    tick, r = core[lanes.TICKS], side.registers
+    oldest = jnp.max(jnp.where(loops.is_open, (tick - loops.since).astype(jnp.int32), 0))
     limit = config.max_loop_instructions
-    left = limit - oldest
-    until_stop = (ints[lanes.LIMIT] - tick).astype(jnp.int32)
-    limited = ints[lanes.LIMITED] == 1
-    left = jnp.where(limited, jnp.minimum(left, until_stop - 1), left)
-    fault = jnp.where(oldest > limit, int(Fault.LOOP_GUARD), 0)
-    # The limit is no fault of the program: it comes first, so that the same run without it faults at the same place.
-    fault = jnp.where(limited & (until_stop <= 0), int(Fault.LIMIT), fault)
-    fault = jnp.where(stage == Stage.HALTED, 0, fault)
-    faulted = stage == Stage.FAULTED
-    fault = jnp.where((fault == 0) & faulted, entry(table, pc, Column.FAULT), fault)
-    checked = with_lanes(ints, [(lanes.DEADLINE, tick + left.astype(jnp.uint32)), (lanes.STAGE, stage)])
-
-    broken, break_fault = _break(checked, loops, table, is_open, config)
-    is_break = (stage == Stage.RARE) & (fault == 0)
-    fault = jnp.where(is_break, break_fault, fault)
-    after = jnp.where(is_break, broken, checked)
-    stopped = with_lanes(ints, [(lanes.STATUS, fault), (lanes.STAGE, int(Stage.FAULTED))])
-    return jnp.where(fault != 0, stopped, after), loops
+    stage = word.column(Column.STAGE)
+    halted = stage == Stage.HALTED
+    until = (r[lanes.UNTIL] - tick).astype(jnp.int32)
+    has_until = r[lanes.HAS_UNTIL] == 1
+    # The caller's limit comes first, so that the same run without it faults at the same place.
+    fault = jnp.where(stage == Stage.FAULTED, word.column(Column.FAULT), 0)
+    fault = jnp.where(oldest > limit, int(Fault.LOOP_GUARD), fault)
+    fault = jnp.where(has_until & (until <= 0), int(Fault.LIMIT), fault)
+    left = jnp.where(has_until, jnp.minimum(limit - oldest, until - 1), limit - oldest)
+    return jnp.where(halted, 0, fault), halted, left
 
 
-def _break(
-    ints: jax.Array, loops: jax.Array, table: jax.Array, is_open: jax.Array, config: MachineConfig
-) -> tuple[jax.Array, jax.Array]:
-    """C_BREAK: drop the innermost loop, whatever its register."""
-    pc, tick = ints[lanes.PC].astype(jnp.int32), ints[lanes.TICKS]
-    started = loops[: lanes.NO_LOOP, lanes.STARTED].reshape(16, LOOPS_PER_REGISTER)
-    age = jnp.where(is_open, (tick - started).astype(jnp.int32), np.int32(2**31 - 1))
-    register = jnp.argmin(jnp.min(age, axis=1)).astype(jnp.int32)
-    fault = jnp.where(jnp.any(is_open), 0, int(Fault.LOOP_UNMATCHED))
-    next_pc = pc + 1
-    if config.intended.c_break:
-        # The decoder has put the pc behind the enclosing C_LOOP_END into the word's unused field.
-        behind = entry(table, pc, Column.IMM)
-        meant = (behind > 0) & (entry(table, jnp.maximum(behind - 1, 0), Column.RD) == register)
-        fault = jnp.where((fault == 0) & ~meant, int(Fault.BREAK_UNMATCHED), fault)
-        next_pc = jnp.where(meant, behind, next_pc)
-    writes = [
-        *_go_on(ints, table, next_pc, ints[lanes.DEADLINE]),
-        (lanes.GP + register, 0),
-        (lanes.DEPTH + register, lane(ints, lanes.DEPTH + register) - 1),
-    ]
-    return with_lanes(ints, writes), fault
+def _slow_step(
+    core: jax.Array, log: jax.Array, side: Side, table: Table, config: MachineConfig, resolving: bool
+) -> tuple[jax.Array, jax.Array, Side]:
+    """Execute the instruction at pc if it is a slow one, or stop; in any case say when to look again."""
+    word = Word.at(table, core[lanes.PC].astype(jnp.int32))
+    loops, operands = _loops(core, side), _operands(core, word)
+    fault, halted, left = _checks(core, side, word, loops, config)
+    core = put(core, (lanes.DEADLINE, core[lanes.TICKS] + left.astype(jnp.uint32)))
+    operation, rd = word.column(Column.OPERATION), word.register(Field.RD)
+    is_topk = (word.column(Column.CLASS) == Class.SLOW) & (word.column(Column.LOGS) == 1)
+    address = jnp.minimum(operands.x + operands.imm, np.uint32(SRAM_ENTRIES - 1)).astype(jnp.int32)
+    break_to = word.column(Column.BREAK_TO)
+    machine = Machine(
+        config=config,
+        operands=operands,
+        rd=rd,
+        pc=word.pc,
+        depth=lane(loops.depth, rd),
+        innermost=loops.innermost,
+        break_to=break_to,
+        break_register=Word.at(table, jnp.maximum(break_to - 1, 0)).register(Field.RD),
+        loaded=lane(side.int_sram, address),
+        unknown=lane(side.unknown, address),
+    )
+    effect = _pick(operation, machine)
+    uses_int_sram = (operation == OPERATIONS.index("S_LD_INT")) | (operation == OPERATIONS.index("S_ST_INT"))
+    waits = (side.registers[lanes.PENDING] == 1) & (uses_int_sram | is_topk) & (not resolving)
+    full = (core[lanes.LOGGED] >= LOG_ROWS) | waits
+    executes = ~halted & (fault == 0) & ~full & ((operation >= len(ALU)) & (operation < len(OPERATIONS)) | is_topk)
+    # What is left of fast instructions came here only because a check was due.
+    executes = executes & ~_is_fast(core, table)
+    fault = jnp.where(executes, effect.fault, fault)
+    executes = executes & (fault == 0)
+    reason = jnp.where(full, Stop.LOG, Stop.RUNNING)
+    reason = jnp.where(fault != 0, Stop.FAULTED, jnp.where(halted, Stop.HALTED, reason))
+    new_log = _write_log(log, core, _log_row(core, side, word, operands))
+    new_core, new_side = _apply(effect, core, side, word, loops, is_topk, operands, resolving)
+    kept = jax.tree.map(lambda new, old: jnp.where(executes, new, old), (new_core, new_side), (core, side))
+    registers = put(kept[1].registers, (lanes.STATUS, fault), (lanes.STOP, reason))
+    return kept[0], new_log, kept[1]._replace(registers=registers)
+
+
+def _apply(
+    effect: Effect,
+    core: jax.Array,
+    side: Side,
+    word: Word,
+    loops: _Loops,
+    is_topk: jax.Array,
+    operands: Operands,
+    resolving: bool,
+) -> tuple[jax.Array, Side]:
+    tick, next_pc = core[lanes.TICKS], jnp.where(effect.next_pc < 0, word.pc + 1, effect.next_pc)
+    register = jnp.maximum(jnp.maximum(effect.push, effect.pop), 0)
+    pushes, pops = effect.push >= 0, effect.pop >= 0
+    depth = lane(loops.depth, register)
+    new_depth = depth + pushes.astype(jnp.int32) - pops.astype(jnp.int32)
+    outer = lane(side.stack, register)
+    below = lane(outer, jnp.maximum(new_depth - 1, 0))
+    below = jnp.where(new_depth > 0, below, jnp.array([lanes.NO_LOOP, 0, 0], jnp.uint32))
+    start = jnp.where(pushes, word.pc.astype(jnp.uint32), below[lanes.STACK_START])
+    since = jnp.where(pushes, tick, below[lanes.STACK_SINCE])
+    changes = pushes | pops
+    core = put(
+        core,
+        (jnp.where(effect.gp < 0, -1, lanes.GP + effect.gp), effect.value),
+        (jnp.where(changes, lanes.START + register, -1), start),
+        (jnp.where(changes, lanes.SINCE + register, -1), since),
+        *_advance(core, word, next_pc),
+    )
+    # A loop that opens within one of the same register puts that one's running count away.
+    registers = np.arange(lanes.REGISTERS)[:, None]
+    level = np.arange(LOOPS_PER_REGISTER)
+    stack = side.stack.at[..., lanes.STACK_SINCE].set(loops.since)
+    opened = pushes & (registers == register) & (level == depth)
+    stack = jnp.where(opened[..., None], jnp.stack([word.pc.astype(jnp.uint32), tick, tick]), stack)
+    a = jnp.where(effect.a < 0, -1, effect.a)
+    return core, Side(
+        registers=put(
+            side.registers,
+            (jnp.where(changes, lanes.DEPTH + register, -1), new_depth),
+            (jnp.where(a < 0, -1, lanes.A_LOW + a), effect.low),
+            (jnp.where(a < 0, -1, lanes.A_HIGH + a), effect.high),
+            (jnp.where(is_topk, lanes.PENDING, -1), 1),
+        ),
+        stack=stack,
+        int_sram=put(side.int_sram, (effect.entry, effect.stored)),
+        unknown=_mark(side, effect, word, is_topk, operands) if resolving else side.unknown,
+    )
+
+
+def _mark(side: Side, effect: Effect, word: Word, is_topk: jax.Array, operands: Operands) -> jax.Array:
+    """Entries unknown after this instruction: those of V_TOPK, less one that S_ST_INT sets."""
+    entry = jnp.arange(SRAM_ENTRIES, dtype=jnp.uint32)
+    written = topk_window(word.column(Column.ARGUMENT), entry - operands.y)
+    return (side.unknown | (is_topk & written)) & (entry.astype(jnp.int32) != effect.entry)
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def control_loop(
+    core: jax.Array, side: Side, table: Table, config: MachineConfig, resolving: bool
+) -> tuple[jax.Array, Side, jax.Array]:
+    """Run until the program ends or faults, or the log is full.
+
+    Args:
+        core, side: the integer state.
+        table: the decoded program.
+        config: the machine.
+        resolving: run past V_TOPK, and fault with DATA_DEPENDENT where something it wrote is loaded.
+
+    Returns:
+        ``(core, side, log)``; ``side.registers[STOP]`` says why it stopped, and ``core[LOGGED]`` rows of the log count.
+    """
+    log = jnp.zeros((LOG_ROWS + 1, len(LOG_COLUMNS)), jnp.uint32)
+    core = put(core, (lanes.LOGGED, 0))
+    side = side._replace(registers=put(side.registers, (lanes.STOP, Stop.RUNNING), (lanes.PENDING, 0)))
+
+    def body(carry: Any) -> Any:
+        core, log, side = carry
+        core, log = lax.while_loop(
+            lambda c: _is_fast(c[0], table), lambda c: _fast_step(*c, side, table), (core, log)
+        )
+        return _slow_step(core, log, side, table, config, resolving)
+
+    core, log, side = lax.while_loop(
+        lambda c: c[2].registers[lanes.STOP] == Stop.RUNNING, body, (core, log, side)
+    )
+    return core, side, log

@@ -1,11 +1,12 @@
-"""The float side: records executed on the memories. Both engines run it.
+"""The float side: runs records. One loop for each stage, carrying only what the stage writes.
 
-One loop per stage, each carrying only what its stage writes: an array that a loop merely refers to costs nothing. The loops
-of a sweep hand the cursor on as long as the next record is of their stage.
+A loop that carried every memory would copy one at each write of another; a loop for each stage does not, and the stages of
+a sweep hand the cursor on as long as the next record is of theirs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,83 +18,94 @@ from plena_jax.bits import u32
 from plena_jax.config import MachineConfig
 from plena_jax.isa import SRAM_ENTRIES
 from plena_jax.machine.layout import Layout
-from plena_jax.machine.record import Record, Step, field, step
-from plena_jax.machine.semantics import SEMANTICS, Accumulator, Stage, branches
-from plena_jax.machine.semantics.matrix import wide_rows, written_row
+from plena_jax.machine.record import Flag, Record, Step, field, step
+from plena_jax.machine.semantics import Accumulator, Stage, branches
+from plena_jax.machine.semantics.matrix import fresh, wide_rows, written_row
 from plena_jax.machine.semantics.vector import TOPK_ENTRIES
 from plena_jax.machine.state import MachineState
+from plena_jax.machine.sums import accumulate, accumulate_lifted, is_finite
 from plena_jax.machine.transfer import Transfers, element_address, scale_address
-from plena_jax.machine.view import View
+from plena_jax.machine.view import View, block_of
 
 
 class Memories(NamedTuple):
     """What the datapath writes.
 
     Attributes:
+        vram: float32 [rows, VLEN].
         cells: float32 [rows, VLEN], see :class:`Layout`.
         m_accum: float32 [BLEN, BLEN].
         hbm: uint8 [bytes].
+        int_sram: uint32 [1024]; the datapath writes what V_TOPK writes, and reads nothing.
+        subnormal: bool [], whether matrix SRAM may hold subnormal numbers, which :func:`accumulate_lifted` excludes.
     """
 
+    vram: jax.Array
     cells: jax.Array
     m_accum: jax.Array
     hbm: jax.Array
+    int_sram: jax.Array
+    subnormal: jax.Array
 
 
 #: int32 [2]: index of the record, and the part of it that is next.
 Cursor = jax.Array
 
 
-def cursor_at(index: int) -> Cursor:
-    """A cursor at the first part of a record."""
-    return jnp.array([index, 0], jnp.int32)
-
-
-def sweep(layout: Layout, memories: Memories, trace: jax.Array, cursor: Cursor, end: jax.Array) -> tuple[Memories, Cursor]:
-    """Run each stage's loop once, in turn. Advances by at least one record if ``cursor`` is before ``end``."""
-    return _Sweep(layout, trace, end).run(memories, cursor)
+def execute(config: MachineConfig, memories: Memories, trace: jax.Array, end: jax.Array) -> Memories:
+    """Run records 0 to ``end`` of ``trace`` int32 [n, 16]; the record at ``end`` must exist (its content does not matter)."""
+    sweep = _Sweep(config, trace, end)
+    start = (memories, jnp.zeros(2, jnp.int32))
+    memories, _ = lax.while_loop(lambda c: c[1][0] < end, lambda c: sweep.run(*c), start)
+    return memories
 
 
 class _Sweep:
-    """The stage loops over one trace."""
+    """The stage loops over one trace. Each turn advances by at least one record."""
 
-    def __init__(self, layout: Layout, trace: jax.Array, end: jax.Array) -> None:
-        self.layout, self.trace, self.end = layout, trace, end
-
-    @property
-    def config(self) -> MachineConfig:
-        return self.layout.config
+    def __init__(self, config: MachineConfig, trace: jax.Array, end: jax.Array) -> None:
+        self.config, self.trace, self.end = config, trace, end
 
     def run(self, memories: Memories, cursor: Cursor) -> tuple[Memories, Cursor]:
-        cells, m_accum, hbm = memories
-        cursor, m_accum = lax.while_loop(
-            lambda c: self.at(c[0], Stage.MATMUL), lambda c: self.matmul(cells, hbm, *c), (cursor, m_accum)
+        vram, cells, m_accum, hbm, int_sram, subnormal = memories
+        for branch in range(len(branches(Stage.MATMUL))):
+            cursor, m_accum = self.matmul(branch, vram, cells, hbm, subnormal, cursor, m_accum)
+        cursor, vram = lax.while_loop(
+            lambda c: self.at(c[0], Stage.WRITE), lambda c: self.write(cells, m_accum, hbm, *c), (cursor, vram)
         )
-        cursor, cells = lax.while_loop(
-            lambda c: self.at(c[0], Stage.WRITE), lambda c: self.write(m_accum, hbm, *c), (cursor, cells)
+        cursor, vram, cells = lax.while_loop(
+            lambda c: self.at(c[0], Stage.ROW), lambda c: self.row(m_accum, hbm, *c), (cursor, vram, cells)
         )
-        cursor, cells = lax.while_loop(
-            lambda c: self.at(c[0], Stage.ROW), lambda c: self.row(m_accum, hbm, *c), (cursor, cells)
+        seldom = (cursor, vram, cells, hbm, int_sram, subnormal)
+        seldom = lax.while_loop(
+            lambda c: self.at(c[0], Stage.WIDE, Stage.STORE), lambda c: self.seldom(m_accum, *c), seldom
         )
-        cursor, cells, hbm = lax.while_loop(
-            lambda c: self.at(c[0], Stage.WIDE, Stage.STORE), lambda c: self.seldom(m_accum, *c), (cursor, cells, hbm)
-        )
-        return Memories(cells, m_accum, hbm), cursor
+        cursor, vram, cells, hbm, int_sram, subnormal = seldom
+        return Memories(vram, cells, m_accum, hbm, int_sram, subnormal), cursor
 
     def seldom(
-        self, m_accum: jax.Array, cursor: Cursor, cells: jax.Array, hbm: jax.Array
-    ) -> tuple[Cursor, jax.Array, jax.Array]:
-        """The stages between WIDE and STORE, which share a turn so that the others wait for one loop and not for three."""
-        cursor, cells = lax.while_loop(
-            lambda c: self.at(c[0], Stage.WIDE), lambda c: self.wide(m_accum, hbm, *c), (cursor, cells)
+        self,
+        m_accum: jax.Array,
+        cursor: Cursor,
+        vram: jax.Array,
+        cells: jax.Array,
+        hbm: jax.Array,
+        int_sram: jax.Array,
+        subnormal: jax.Array,
+    ) -> tuple[Cursor, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+        """The stages from WIDE to STORE, which share a turn so that the others wait for one loop and not for three."""
+        cursor, vram, cells, subnormal = lax.while_loop(
+            lambda c: self.at(c[0], Stage.WIDE),
+            lambda c: self.wide(m_accum, hbm, *c),
+            (cursor, vram, cells, subnormal),
         )
-        cursor, cells = lax.while_loop(
-            lambda c: self.at(c[0], Stage.TOPK), lambda c: self.topk(m_accum, hbm, *c), (cursor, cells)
+        cursor, cells, int_sram = lax.while_loop(
+            lambda c: self.at(c[0], Stage.TOPK), lambda c: self.topk(vram, m_accum, hbm, *c), (cursor, cells, int_sram)
         )
         cursor, hbm = lax.while_loop(
-            lambda c: self.at(c[0], Stage.STORE), lambda c: self.store(m_accum, cells, *c), (cursor, hbm)
+            lambda c: self.at(c[0], Stage.STORE), lambda c: self.store(vram, cells, m_accum, *c), (cursor, hbm)
         )
-        return cursor, cells, hbm
+        return cursor, vram, cells, hbm, int_sram, subnormal
 
     # -- the cursor ---------------------------------------------------------------------------------------------------
 
@@ -109,104 +121,172 @@ class _Sweep:
         done = step.part + 1 >= step.parts
         return jnp.stack([cursor[0] + done.astype(jnp.int32), jnp.where(done, 0, step.part + 1)])
 
-    def first_row(self, stage: Stage, step: Step) -> jax.Array:
-        bases = [getattr(self.layout, s.region) for s in SEMANTICS.values() if s.stage is stage]
-        return jnp.asarray(np.array(bases, np.int32))[step.branch] + step.target
+    # -- matrix products ----------------------------------------------------------------------------------------------
 
-    # -- the stages ---------------------------------------------------------------------------------------------------
+    def matmul(
+        self,
+        branch: int,
+        vram: jax.Array,
+        cells: jax.Array,
+        hbm: jax.Array,
+        subnormal: jax.Array,
+        cursor: Cursor,
+        m_accum: jax.Array,
+    ) -> tuple[Cursor, jax.Array]:
+        """Products of one kind in a row: in fast arithmetic if that is exact for what came out, else again in careful one."""
+        function = branches(Stage.MATMUL)[branch].function
 
-    def matmul(self, cells: jax.Array, hbm: jax.Array, cursor: Cursor, m_accum: jax.Array) -> tuple[Cursor, jax.Array]:
-        s = self.step(cursor)
-        run = [lambda c, h, m, s, f=f: f(View(self.layout, c, h, m), s) for f in branches(Stage.MATMUL)]
-        return self.next(cursor, s), lax.switch(s.branch, run, cells, hbm, m_accum, s)
+        def here(cursor: Cursor) -> jax.Array:
+            return self.at(cursor, Stage.MATMUL) & (field(self.trace, cursor[0], Record.BRANCH) == branch)
 
-    def write(self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, cells: jax.Array) -> tuple[Cursor, jax.Array]:
+        def run(add: Callable[..., jax.Array], carry: tuple[Cursor, jax.Array]) -> tuple[Cursor, jax.Array]:
+            cursor, m_accum = carry
+            s = self.step(cursor)
+            x, w = function(View(self.config, vram, cells, hbm, m_accum), s)
+            return self.next(cursor, s), add(fresh(s, m_accum), x, w)
+
+        start = (cursor, m_accum)
+        fast = lax.while_loop(lambda c: here(c[0]) & ~subnormal, lambda c: run(accumulate_lifted, c), start)
+        good = jnp.all(is_finite(fast[1])) & ~subnormal
+        again = jax.tree.map(lambda new, old: jnp.where(good, new, old), fast, start)
+        return lax.while_loop(lambda c: here(c[0]) & ~good, lambda c: run(accumulate, c), again)
+
+    # -- the other stages ---------------------------------------------------------------------------------------------
+
+    def write(
+        self, cells: jax.Array, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, vram: jax.Array
+    ) -> tuple[Cursor, jax.Array]:
         s = self.step(cursor)
         size = self.config.blen
-        start = (written_row(s, self.config), s.rd_offset)
-        old = lax.dynamic_slice(cells, start, (size, size), allow_negative_indices=False)
-        (function,) = branches(Stage.WRITE)
-        new = function(View(self.layout, cells, hbm, m_accum), s, old)
-        return self.next(cursor, s), lax.dynamic_update_slice(cells, new, start, allow_negative_indices=False)
+        row = written_row(s, self.config)
+        # One row a part may be the last row: the block then starts above it.
+        start = (jnp.minimum(row, vram.shape[0] - size), s.rd_lane)
+        (semantic,) = branches(Stage.WRITE)
+        view = View(self.config, vram, cells, hbm, m_accum)
+        old = lax.dynamic_slice(vram, start, (size, size), allow_negative_indices=False)
+        new = semantic.function(view, s, old, row - start[0])
+        return self.next(cursor, s), lax.dynamic_update_slice(vram, new, start, allow_negative_indices=False)
 
-    def row(self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, cells: jax.Array) -> tuple[Cursor, jax.Array]:
+    def row(
+        self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, vram: jax.Array, cells: jax.Array
+    ) -> tuple[Cursor, jax.Array, jax.Array]:
         s = self.step(cursor)
-        run = [lambda c, h, m, s, f=f: f(View(self.layout, c, h, m), s) for f in branches(Stage.ROW)]
-        new = lax.switch(s.branch, run, cells, hbm, m_accum, s)
-        start = (self.first_row(Stage.ROW, s) + s.part, jnp.int32(0))
-        return self.next(cursor, s), lax.dynamic_update_slice(cells, new[None], start, allow_negative_indices=False)
+        new = self.switch(Stage.ROW, vram, cells, m_accum, hbm, s)
+        vram, cells = self.put_rows(Stage.ROW, s, new[None], vram, cells)
+        return self.next(cursor, s), vram, cells
 
-    def wide(self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, cells: jax.Array) -> tuple[Cursor, jax.Array]:
+    def wide(
+        self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, vram: jax.Array, cells: jax.Array, subnormal: jax.Array
+    ) -> tuple[Cursor, jax.Array, jax.Array, jax.Array]:
         s = self.step(cursor)
-        run = [lambda c, h, m, s, f=f: f(View(self.layout, c, h, m), s) for f in branches(Stage.WIDE)]
-        new = lax.switch(s.branch, run, cells, hbm, m_accum, s)
-        start = (self.first_row(Stage.WIDE, s) + s.part * wide_rows(self.config), jnp.int32(0))
-        return self.next(cursor, s), lax.dynamic_update_slice(cells, new, start, allow_negative_indices=False)
+        new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, s)
+        vram, cells = self.put_rows(Stage.WIDE, s, new, vram, cells)
+        return self.next(cursor, s), vram, cells, subnormal | has_subnormal(new)
 
-    def topk(self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, cells: jax.Array) -> tuple[Cursor, jax.Array]:
-        s = self.step(cursor)
-        (function,) = branches(Stage.TOPK)
-        weights, indices, count = function(View(self.layout, cells, hbm, m_accum), s)
-        flat = cells.reshape(-1)
-        patterns = lax.bitcast_convert_type(indices, jnp.float32)
-        for region, entry, values in ((self.layout.fp_sram, s.rd, weights), (self.layout.int_sram, s.rs2, patterns)):
-            start = (region * self.config.vlen + entry,)
-            old = lax.dynamic_slice(flat, start, (TOPK_ENTRIES,), allow_negative_indices=False)
-            new = jnp.where(jnp.arange(TOPK_ENTRIES) < count, values, old)
-            flat = lax.dynamic_update_slice(flat, new, start, allow_negative_indices=False)
-        return self.next(cursor, s), flat.reshape(cells.shape)
+    def switch(
+        self, stage: Stage, vram: jax.Array, cells: jax.Array, m_accum: jax.Array, hbm: jax.Array, s: Step
+    ) -> jax.Array:
+        """What the step's function returns."""
+        run = [lambda v, c, m, h, s, f=b.function: f(View(self.config, v, c, h, m), s) for b in branches(stage)]
+        return lax.switch(s.branch, run, vram, cells, m_accum, hbm, s)
 
-    def store(self, m_accum: jax.Array, cells: jax.Array, cursor: Cursor, hbm: jax.Array) -> tuple[Cursor, jax.Array]:
+    def put_rows(
+        self, stage: Stage, s: Step, new: jax.Array, vram: jax.Array, cells: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Write rows where the record says: to vector SRAM, or to ``cells``; the other one gets back what it has."""
+        layout, count = Layout(self.config), new.shape[0]
+        regions = np.array([getattr(layout, b.region) if b.region else -1 for b in branches(stage)], np.int32)
+        region = jnp.asarray(regions)[s.branch]
+        first = jnp.where(region < 0, s.rd, region) + s.part * count
+        in_vram = s.has(Flag.RD_VRAM)
+
+        def put(memory: jax.Array, here: jax.Array) -> jax.Array:
+            if memory.shape[0] < count:
+                return memory  # too small for anything that is written so
+            row = jnp.where(here, first, 0)
+            kept = jnp.where(here, new, block_of(memory, row, count))
+            return lax.dynamic_update_slice(memory, kept, (row, jnp.int32(0)), allow_negative_indices=False)
+
+        return put(vram, in_vram), put(cells, ~in_vram)
+
+    def topk(
+        self,
+        vram: jax.Array,
+        m_accum: jax.Array,
+        hbm: jax.Array,
+        cursor: Cursor,
+        cells: jax.Array,
+        int_sram: jax.Array,
+    ) -> tuple[Cursor, jax.Array, jax.Array]:
         s = self.step(cursor)
-        (function,) = branches(Stage.STORE)
-        elements, scales = function(View(self.layout, cells, hbm, m_accum), s)
+        (semantic,) = branches(Stage.TOPK)
+        weights, indices, count = semantic.function(View(self.config, vram, cells, hbm, m_accum), s)
+        # The entries may run into the next row; behind FP SRAM there are others.
+        rows = -(-TOPK_ENTRIES // self.config.vlen) + 1
+        flat = _put_counted(block_of(cells, s.rd, rows).reshape(-1), s.rd_lane, weights, count)
+        new, start = flat.reshape(rows, -1), (s.rd, jnp.int32(0))
+        cells = lax.dynamic_update_slice(cells, new, start, allow_negative_indices=False)
+        return self.next(cursor, s), cells, _put_counted(int_sram, s.rs2, indices, count)
+
+    def store(
+        self, vram: jax.Array, cells: jax.Array, m_accum: jax.Array, cursor: Cursor, hbm: jax.Array
+    ) -> tuple[Cursor, jax.Array]:
+        s = self.step(cursor)
+        (semantic,) = branches(Stage.STORE)
+        elements, scales = semantic.function(View(self.config, vram, cells, hbm, m_accum), s)
         transfers = Transfers.of(self.config).vector
         is_kv = s.argument != 0
         pick = lambda name: jnp.where(is_kv, getattr(transfers[1], name), getattr(transfers[0], name))
-        low, _ = element_address(u32(s.rs1), u32(s.rs1_offset), s.mask, s.part)
-        hbm = _write_bytes(hbm, low, elements, pick("element_bytes"))
-        low, _ = scale_address(u32(s.rs2), u32(s.rs2_offset), s.mask, s.part, pick("ratio"))
-        return self.next(cursor, s), _write_bytes(hbm, low, scales, pick("scale_bytes"))
+        low, _ = element_address(u32(s.rs1), u32(s.rs1_lane), s.mask, s.part)
+        hbm = _put_counted(hbm, low, elements, pick("element_bytes"))
+        low, _ = scale_address(u32(s.rs2), u32(s.rs2_lane), s.mask, s.part, pick("ratio"))
+        return self.next(cursor, s), _put_counted(hbm, low, scales, pick("scale_bytes"))
 
 
-def _write_bytes(hbm: jax.Array, low: jax.Array, data: jax.Array, count: jax.Array) -> jax.Array:
-    """``hbm`` with the first ``count`` bytes of ``data`` at ``low``; the bytes behind them stay."""
+def _put_counted(memory: jax.Array, at: jax.Array, data: jax.Array, count: jax.Array) -> jax.Array:
+    """``memory`` [n] with the first ``count`` elements of ``data`` at ``at``; what lies behind them stays."""
     size = data.shape[0]
     if size == 0:
-        return hbm
-    # Near the end of what is allocated the window starts earlier.
-    start = jnp.minimum(low.astype(jnp.int32), hbm.shape[0] - size)
-    old = lax.dynamic_slice(hbm, (start,), (size,), allow_negative_indices=False)
-    index = jnp.arange(size, dtype=jnp.int32) - (low.astype(jnp.int32) - start)
+        return memory
+    # Near the end the window starts earlier.
+    start = jnp.minimum(at.astype(jnp.int32), memory.shape[0] - size)
+    old = lax.dynamic_slice(memory, (start,), (size,), allow_negative_indices=False)
+    index = jnp.arange(size, dtype=jnp.int32) - (at.astype(jnp.int32) - start)
     wanted = (index >= 0) & (index < count)
     new = jnp.where(wanted, data[jnp.clip(index, 0, size - 1)], old)
-    return lax.dynamic_update_slice(hbm, new, (start,), allow_negative_indices=False)
+    return lax.dynamic_update_slice(memory, new, (start,), allow_negative_indices=False)
+
+
+def has_subnormal(a: jax.Array) -> jax.Array:
+    """bool []: whether any element is subnormal."""
+    bits = lax.bitcast_convert_type(a, jnp.uint32) & np.uint32(0x7FFFFFFF)
+    return jnp.any((bits != 0) & (bits < np.uint32(0x00800000)))
 
 
 # -- between the readable state and what runs -------------------------------------------------------------------------
 
 
-def pack_memories(layout: Layout, state: MachineState) -> Memories:
+def pack_memories(config: MachineConfig, state: MachineState) -> Memories:
     """The memories and float registers of a state as the datapath holds them."""
-    lanes = layout.config.vlen
+    layout = Layout(config)
 
     def rows(values: jax.Array) -> jax.Array:
         flat = values.reshape(-1)
-        return jnp.pad(flat, (0, -flat.shape[0] % lanes)).reshape(-1, lanes)
+        return jnp.pad(flat, (0, -flat.shape[0] % config.vlen)).reshape(-1, config.vlen)
 
-    parts = [state.vram, rows(state.mram), rows(state.fp_sram)]
-    parts += [rows(lax.bitcast_convert_type(state.int_sram, jnp.float32)), rows(state.f), rows(state.bmm_scale)]
-    parts += [rows(state.v_accum), rows(state.hv_accum), rows(state.hm_accum)]
-    used = sum(part.shape[0] for part in parts)
-    cells = jnp.concatenate([*parts, jnp.zeros((layout.rows - used, lanes), jnp.float32)])
-    # A store writes a window of a whole row: a smaller HBM is filled up while it runs.
-    window = max(max(t.element_bytes, t.scale_bytes) for t in Transfers.of(layout.config).vector)
-    return Memories(cells, state.m_accum, jnp.pad(state.hbm, (0, max(window - state.hbm.shape[0], 0))))
+    parts = (state.mram, state.fp_sram, state.f, state.bmm_scale, state.v_accum, state.hv_accum, state.hm_accum)
+    cells = jnp.concatenate([rows(part) for part in parts])
+    assert cells.shape[0] == layout.rows
+    # A store writes a window of a whole row, a write-out BLEN rows: smaller memories are filled up while they run.
+    window = max(max(t.element_bytes, t.scale_bytes) for t in Transfers.of(config).vector)
+    hbm = jnp.pad(state.hbm, (0, max(window - state.hbm.shape[0], 0)))
+    vram = jnp.pad(state.vram, ((0, max(config.blen - state.vram.shape[0], 0)), (0, 0)))
+    return Memories(vram, cells, state.m_accum, hbm, state.int_sram, has_subnormal(state.mram))
 
 
-def unpack_memories(layout: Layout, memories: Memories, state: MachineState, fresh: jax.Array) -> MachineState:
+def unpack_memories(config: MachineConfig, memories: Memories, state: MachineState, fresh: jax.Array) -> MachineState:
     """``state`` with its memories and float registers taken from what ran; ``fresh`` has a bit per drained accumulator."""
-    cells, config = memories.cells, layout.config
+    cells, layout = memories.cells, Layout(config)
 
     def values(first: int, shape: tuple[int, ...]) -> jax.Array:
         count = int(np.prod(shape))
@@ -217,10 +297,9 @@ def unpack_memories(layout: Layout, memories: Memories, state: MachineState, fre
 
     heads, mlen = config.broadcast_amount, config.mlen
     return state.replace(
-        vram=cells[: layout.vram_rows],
+        vram=memories.vram[: state.vram.shape[0]],
         mram=values(layout.mram, (config.tiles, mlen, mlen)),
         fp_sram=values(layout.fp_sram, (SRAM_ENTRIES,)),
-        int_sram=lax.bitcast_convert_type(values(layout.int_sram, (SRAM_ENTRIES,)), jnp.uint32),
         f=values(layout.f, (8,)),
         m_accum=accumulator(Accumulator.M, memories.m_accum),
         v_accum=accumulator(Accumulator.V, values(layout.v_accum, (config.blen,))),

@@ -1,9 +1,9 @@
-"""Where everything float lies while a machine runs: one array of rows, so that a step is one small write.
+"""Where the floats of a running machine lie: vector SRAM as it is, everything else of the datapath in one array of rows.
 
 Each separate array in a loop's carry and each separate result of a switch is a kernel of its own (design.md section 2).
-Engines therefore keep all memories and registers of the datapath in ``cells`` [rows, VLEN]: vector SRAM first (VRAM row n is
-row n), then matrix SRAM, FP SRAM, INT SRAM (bit patterns), the f registers, and the accumulators of matrix-vector and
-batched instructions. Only m_accum, which changes most often, and HBM, which is bytes, stay apart.
+Engines therefore keep matrix SRAM, FP SRAM, the f registers and the accumulators of matrix-vector and batched instructions in
+``cells`` [rows, VLEN]. Vector SRAM stays apart because it can be large: a run must not copy it more than it has to. So do
+m_accum, which changes most often, and HBM, which is bytes.
 """
 
 from __future__ import annotations
@@ -17,38 +17,27 @@ from plena_jax.isa import SRAM_ENTRIES
 
 @dataclass(frozen=True)
 class Layout:
-    """First rows of the regions of ``cells`` for a configuration and a number of allocated VRAM rows."""
+    """First rows of the regions of ``cells``. A region of single values has VLEN of them a row."""
 
     config: MachineConfig
-    vram_rows: int
 
-    def _rows(self, lanes: int) -> int:
-        return -(-lanes // self.config.vlen)
+    def _rows(self, values: int) -> int:
+        return -(-values // self.config.vlen)
 
     @property
-    def vram(self) -> int:
-        """VRAM rows."""
+    def mram(self) -> int:
+        """MLEN rows per tile."""
         return 0
 
     @cached_property
-    def mram(self) -> int:
-        """MLEN rows per tile."""
-        return self.vram_rows
-
-    @cached_property
     def fp_sram(self) -> int:
-        """1024 entries, VLEN a row."""
-        return self.mram + self.config.tiles * self.config.mlen
-
-    @cached_property
-    def int_sram(self) -> int:
-        """1024 entries as bit patterns, VLEN a row."""
-        return self.fp_sram + self._rows(SRAM_ENTRIES)
+        """1024 entries."""
+        return self.config.tiles * self.config.mlen
 
     @cached_property
     def f(self) -> int:
         """The eight f registers."""
-        return self.int_sram + self._rows(SRAM_ENTRIES)
+        return self.fp_sram + self._rows(SRAM_ENTRIES)
 
     @cached_property
     def bmm_scale(self) -> int:
@@ -72,5 +61,5 @@ class Layout:
 
     @cached_property
     def rows(self) -> int:
-        """Rows in all, with slack for writes of several rows that keep what lies behind."""
-        return self.hm_accum + self.config.broadcast_amount * self.config.mlen + self.config.blen + 8
+        """Rows in all."""
+        return self.hm_accum + self.config.broadcast_amount * self.config.mlen

@@ -1,8 +1,8 @@
-"""From registers to a record: where a datapath instruction reads and writes, and whether it may."""
+"""From a log to records: where datapath instructions read and write, and whether they may. Works on a whole log at once."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,222 +11,313 @@ from jax import lax
 
 from plena_jax.config import MachineConfig
 from plena_jax.isa import Field
-from plena_jax.machine import lanes
-from plena_jax.machine.control import entry, lane, with_lanes
-from plena_jax.machine.decode import Column, Slot, Special, column
+from plena_jax.machine.control import LOG_COLUMNS, LOG_ROWS
+from plena_jax.machine.decode import Column, Slot, Special, Table, column
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.record import WIDTH, Record
-from plena_jax.machine.semantics.registry import Stage, Target
+from plena_jax.machine.semantics.registry import Stage
 from plena_jax.machine.transfer import add64, blocks_touched, element_address, scale_address
 
-_FIELDS = (Field.RD, Field.RS1, Field.RS2)
+_FIELDS = {Field.RD: "d", Field.RS1: "x", Field.RS2: "y"}
+_MOST = np.uint32(0xFFFFFFFF)
+
+
+class Plan(NamedTuple):
+    """What a log amounts to.
+
+    Attributes:
+        records: int32 [LOG_ROWS, 16]; those from ``count`` on are not to be run.
+        count: int32 [], records before the first fault.
+        fault: int32 [], a :class:`Fault`, 0 if there is none.
+        needed: uint32 [], VRAM rows or HBM bytes that an UNALLOCATED fault is about.
+        tick: uint32 [], of the faulting instruction.
+        vram_top: uint32 [], one past the last VRAM row touched.
+        hbm_top: uint32 [], one past the last byte stored to HBM.
+        moved: uint32 [2, 2], 64-byte blocks read and written, low and high word.
+    """
+
+    records: jax.Array
+    count: jax.Array
+    fault: jax.Array
+    needed: jax.Array
+    tick: jax.Array
+    vram_top: jax.Array
+    hbm_top: jax.Array
+    moved: jax.Array
+
+
+class _Log:
+    """The columns of a log and of the templates of its instructions, as arrays over its rows."""
+
+    def __init__(self, log: jax.Array, table: Table) -> None:
+        self.log = log
+        pc = log[:, LOG_COLUMNS.index("pc")].astype(jnp.int32)
+        words = table.words.at[pc].get(mode="promise_in_bounds")
+        self.word = words[:, 0]
+        self.rows = table.templates.at[words[:, 1].astype(jnp.int32)].get(mode="promise_in_bounds")
+
+    def __getitem__(self, name: str) -> jax.Array:
+        return self.log[:, LOG_COLUMNS.index(name)]
+
+    def column(self, index: int) -> jax.Array:
+        """int32 [n]."""
+        return self.rows[:, index]
+
+    def unsigned(self, index: int) -> jax.Array:
+        """uint32 [n]."""
+        return self.rows[:, index].astype(jnp.uint32)
+
+    def at(self, index: jax.Array) -> _Log:
+        """The log of one of its rows."""
+        one = object.__new__(_Log)
+        slice_of = lambda a: lax.dynamic_slice_in_dim(a, index, 1, allow_negative_indices=False)
+        one.log, one.word, one.rows = slice_of(self.log), slice_of(self.word), slice_of(self.rows)
+        return one
+
+
+class _Operand(NamedTuple):
+    value: jax.Array
+    block: jax.Array
+    row: jax.Array
+    lane: jax.Array
+    fault: jax.Array
+    vram_top: jax.Array
 
 
 def plan(
-    ints: jax.Array, table: jax.Array, config: MachineConfig, vram_rows: int, hbm_bytes: int
-) -> tuple[jax.Array, jax.Array]:
-    """Resolve the datapath instruction at pc, if there is one.
+    log: jax.Array, logged: jax.Array, table: Table, config: MachineConfig, vram_rows: int, hbm_bytes: int
+) -> Plan:
+    """Turn a log into records.
 
     Args:
-        ints, table: the integer state and the decoded program.
+        log: uint32 [LOG_ROWS + 1, columns], of which ``logged`` rows count.
+        table: the decoded program.
         config: the machine.
         vram_rows, hbm_bytes: what the state holds; touching more is a fault that ``run`` answers by growing it.
-
-    Returns:
-        ``(ints, record)``. With a datapath instruction that may run, the record says what to do and ``ints`` is ready for
-        the control stage to go on behind it. Otherwise the record's stage is HALTED, and a fault is noted in ``ints``.
     """
-    pc = ints[lanes.PC].astype(jnp.int32)
-    of = lambda c: entry(table, pc, c)
-    stage = ints[lanes.STAGE].astype(jnp.int32)
-    is_datapath = (stage >= Stage.MATMUL) & (stage <= Stage.STORE)
-    values, blocks, offsets, faults, tops = zip(*(_operand(ints, table, pc, f) for f in _FIELDS), strict=True)
-    fault = faults[0]
-    for more in faults[1:]:
-        fault = jnp.where(fault == 0, more, fault)
-
-    special, more_fault, vram_top, hbm_top, parts, blocks_read, blocks_written = _special(
-        ints, table, pc, values, blocks, config, jnp.stack(tops).max(), hbm_bytes
-    )
-    fault = jnp.where(fault == 0, more_fault, fault)
+    entries = _Log(log[:LOG_ROWS], table)
+    present = jnp.arange(LOG_ROWS) < logged.astype(jnp.int32)
+    operands = {f: _operand(entries, f, config) for f in _FIELDS}
+    fault = jnp.zeros(LOG_ROWS, jnp.int32)
+    for operand in operands.values():
+        fault = jnp.where(fault == 0, operand.fault, fault)
+    vram_top = jnp.stack([o.vram_top for o in operands.values()]).max(axis=0)
+    records, fault, vram_top = _records(entries, operands, fault, vram_top, config)
     fault = jnp.where((fault == 0) & (vram_top > np.uint32(vram_rows)), int(Fault.VRAM_UNALLOCATED), fault)
-    fault = jnp.where(is_datapath, fault, 0)
-    good = is_datapath & (fault == 0)
-
-    adds_to, drains = of(Column.ADDS_TO), of(Column.DRAINS)
-    fresh = ints[lanes.FRESH]
-    bit = lambda n: jnp.where(n > 0, jnp.uint32(1) << n.astype(jnp.uint32), jnp.uint32(0))
-    is_fresh = (fresh & (bit(adds_to) | bit(drains))) != 0
-    next_fresh = (fresh & ~bit(adds_to)) | bit(drains)
-    mask = jnp.where(of(Column.MASKED) == 1, ints[lanes.MASK], jnp.uint32(0xFFFFFFFF))
-    transfers = of(Column.SPECIAL) > Special.WRITE_OUT
-    columns: dict[Record, Any] = {
-        Record.STAGE: jnp.where(good, stage, int(Stage.HALTED)),
-        Record.BRANCH: of(Column.BRANCH),
-        Record.PARTS: parts,
-        Record.TARGET: _target(of(Column.TARGET), blocks, config),
-        Record.RD: blocks[0],
-        Record.RS1: jnp.where(transfers, special[0], blocks[1]),
-        Record.RS1_OFFSET: jnp.where(transfers, special[1], offsets[1]),
-        Record.RS2: jnp.where(transfers, special[2], blocks[2]),
-        Record.RS2_OFFSET: jnp.where(transfers, special[3], offsets[2]),
-        Record.RD_OFFSET: offsets[0],
-        Record.MASK: jnp.where(of(Column.SPECIAL) != 0, special[4], mask),
-        Record.ARGUMENT: of(Column.ARGUMENT),
-        Record.FRESH: is_fresh,
-        Record.PC: pc,
-        Record.HBM_TOP: hbm_top,
-        Record.VRAM_TOP: vram_top,
-    }
-    record = jnp.stack([jnp.asarray(columns[r]).astype(jnp.uint32) for r in Record])
-    assert record.shape == (WIDTH,)
-    counted = [
-        (jnp.where(good, lanes.FRESH, -1), next_fresh),
-        (lanes.STAGE, jnp.where(good, int(Stage.CONTROL), jnp.where(fault != 0, int(Stage.FAULTED), stage))),
-        (jnp.where(fault != 0, lanes.STATUS, -1), fault),
-        (lanes.NEEDED, jnp.where(fault == Fault.HBM_UNALLOCATED, hbm_top, vram_top)),
-    ]
-    for low, high, blocks_moved in (
-        (lanes.READ_LOW, lanes.READ_HIGH, blocks_read),
-        (lanes.WRITTEN_LOW, lanes.WRITTEN_HIGH, blocks_written),
-    ):
-        total, carried = add64(ints[low], ints[high], jnp.where(good, blocks_moved, jnp.uint32(0)))
-        counted += [(low, total), (high, carried)]
-    return with_lanes(ints, counted), lax.bitcast_convert_type(record, jnp.int32)
+    fault = jnp.where(present, fault, 0)
+    moves = present & (entries.column(Column.SPECIAL) > Special.WRITE_OUT)
+    first = _first(fault != 0)
+    records, moved, hbm_top, stop, stop_fault, stop_top = _transfers(
+        entries, operands, records, moves, jnp.minimum(first, logged.astype(jnp.int32)), config, hbm_bytes
+    )
+    count = jnp.minimum(jnp.minimum(first, stop), logged.astype(jnp.int32))
+    at = jnp.minimum(first, LOG_ROWS - 1)
+    stopped = stop < LOG_ROWS
+    none = first == LOG_ROWS
+    fault_here = jnp.where(stopped, stop_fault, jnp.where(none, 0, fault[at]))
+    needed = jnp.where(stopped, stop_top, vram_top[at])
+    executed = jnp.arange(LOG_ROWS) < count
+    return Plan(
+        records=records,
+        count=count,
+        fault=fault_here,
+        needed=needed,
+        tick=entries["tick"][jnp.minimum(count, LOG_ROWS - 1)],
+        vram_top=jnp.max(jnp.where(executed, vram_top, np.uint32(0))),
+        hbm_top=hbm_top,
+        moved=moved,
+    )
 
 
-def _operand(
-    ints: jax.Array, table: jax.Array, pc: jax.Array, field: Field
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Value, block, offset, fault and one past the last VRAM row of an operand."""
-    of = lambda slot: entry(table, pc, column(field, slot))
-    u = lambda slot: of(slot).astype(jnp.uint32)
-    number = of(Slot.FIELD)
-    value = jnp.where(of(Slot.IS_GP) == 1, lane(ints, lanes.GP + number), number.astype(jnp.uint32)) + u(Slot.ADD)
-    rd = lane(ints, lanes.GP + entry(table, pc, Column.RD))
-    value = value + jnp.where(of(Slot.ADD_RD) == 1, rd, jnp.uint32(0))
+def _first(holds: jax.Array) -> jax.Array:
+    """int32 []: index of the first True, or LOG_ROWS."""
+    return jnp.min(jnp.where(holds, jnp.arange(LOG_ROWS, dtype=jnp.int32), LOG_ROWS))
+
+
+def _operand(log: _Log, field: Field, config: MachineConfig) -> _Operand:
+    flag = lambda slot: log.column(column(field, slot)) == 1
+    u = lambda slot: log.unsigned(column(field, slot))
+    zero = np.uint32(0)
+    number = (log.word >> field.shift) & field.limit
+    immediate = jnp.where(flag(Slot.ADD_IMM), log.word >> Field.IMM18.shift, zero)
+    value = jnp.where(flag(Slot.IS_GP), log[_FIELDS[field]], number)
+    value = value + immediate + jnp.where(flag(Slot.ADD_RD), log["d"], zero)
+    # A field without an operand has zeros everywhere, and no limits.
     size = jnp.maximum(u(Slot.BLOCK), 1)
     block = value // size
     offset = value - block * size
     misaligned = (offset % jnp.maximum(u(Slot.OFFSET_UNIT), 1) != 0) | (offset >= jnp.maximum(u(Slot.OFFSET_LIMIT), 1))
-    outside = (block > u(Slot.LAST)) | (of(Slot.NEVER) == 1)
-    # Fields without an operand have no limits.
-    used = of(Slot.BLOCK) > 0
+    outside = (block > u(Slot.LAST)) | flag(Slot.NEVER)
     fault = jnp.where(misaligned, int(Fault.MISALIGNED), jnp.where(outside, int(Fault.OUT_OF_RANGE), 0))
     rows = u(Slot.VRAM_ROWS)
-    top = jnp.where(rows > 0, block + rows, jnp.uint32(0))
-    return value, block, offset, jnp.where(used, fault, 0), top
+    row = value // np.uint32(config.vlen)
+    in_rows = flag(Slot.IN_ROWS)
+    return _Operand(
+        value=value,
+        block=block,
+        row=jnp.where(in_rows, row + u(Slot.BASE), value),
+        lane=jnp.where(in_rows, value - row * np.uint32(config.vlen), zero),
+        fault=jnp.where(u(Slot.BLOCK) > 0, fault, 0),
+        vram_top=jnp.where(rows > 0, block + rows, zero),
+    )
 
 
-def _target(target: jax.Array, blocks: Any, config: MachineConfig) -> jax.Array:
-    """First row written, counted from the region's first."""
-    rows = {
-        Target.VRAM_RD: blocks[0],
-        Target.MRAM_RD: blocks[0] * np.uint32(config.mlen),
-        Target.F_RD: blocks[0] // np.uint32(config.vlen),
-        Target.SRAM_RS1: blocks[1] // np.uint32(config.vlen),
+def _records(
+    log: _Log, operands: dict[Field, _Operand], fault: jax.Array, vram_top: jax.Array, config: MachineConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Records, faults and tops of everything but what transfers add."""
+    rd, rs1, rs2 = operands.values()
+    stores = log.column(Column.STORES) == 1
+    swapped = lambda a, b: (jnp.where(stores, b, a), jnp.where(stores, a, b))
+    rd_row, rs1_row = swapped(rd.row, rs1.row)
+    rd_lane, rs1_lane = swapped(rd.lane, rs1.lane)
+    special = log.column(Column.SPECIAL)
+    writes_out = special == Special.WRITE_OUT
+    stride = jnp.where(log.column(Column.STRIDED) == 1, rs1.value, np.uint32(1))
+    rows, misaligned, outside = _written_rows(rd, stride, config)
+    bad = jnp.where(misaligned, int(Fault.MISALIGNED), jnp.where(outside, int(Fault.OUT_OF_RANGE), 0))
+    fault = jnp.where(writes_out & (fault == 0), bad, fault)
+    vram_top = jnp.where(writes_out, rows, vram_top)
+    parts = jnp.where(writes_out, jnp.where(stride == 1, 1, config.blen), log.column(Column.PARTS))
+    # Prefetched rows behind the end of VRAM are dropped.
+    capacity = np.uint32(min(config.vector_sram_size, 2**32 - 1))
+    kept = jnp.minimum(np.uint32(config.hbm_v_prefetch_amount), capacity - jnp.minimum(rd.block, capacity))
+    prefetches = special == Special.PREFETCH_V
+    parts = jnp.where(prefetches, kept.astype(jnp.int32), parts)
+    vram_top = jnp.where(prefetches, rd.block + kept, vram_top)
+    mask = jnp.where(log.column(Column.MASKED) == 1, log["mask"], _MOST)
+    touched = log.unsigned(Column.ADDS_TO) | log.unsigned(Column.DRAINS)
+    columns: dict[Record, Any] = {
+        Record.STAGE: log.column(Column.STAGE),
+        Record.BRANCH: log.column(Column.BRANCH),
+        Record.PARTS: parts,
+        Record.FLAGS: log.column(Column.FLAGS),
+        Record.RD: rd_row,
+        Record.RD_LANE: rd_lane,
+        Record.RS1: rs1_row,
+        Record.RS1_LANE: rs1_lane,
+        Record.RS2: rs2.row,
+        Record.RS2_LANE: rs2.lane,
+        Record.MASK: jnp.where(writes_out, stride, mask),
+        Record.ARGUMENT: log.column(Column.ARGUMENT),
+        Record.FRESH: (log["fresh"] & touched) != 0,
+        Record.PC: log["pc"],
+        Record.TICK: log["tick"],
     }
-    first = jnp.zeros_like(blocks[0])
-    for kind, row in rows.items():
-        first = jnp.where(target == kind, row, first)
-    return first
+    stacked = [jnp.asarray(columns[r]).astype(jnp.uint32) for r in Record]
+    stacked += [jnp.zeros(LOG_ROWS, jnp.uint32)] * (WIDTH - len(stacked))
+    records = lax.bitcast_convert_type(jnp.stack(stacked, axis=1), jnp.int32)
+    return records, fault, vram_top
 
 
-def _special(
-    ints: jax.Array,
-    table: jax.Array,
-    pc: jax.Array,
-    values: Any,
-    blocks: Any,
+def _written_rows(rd: _Operand, stride: jax.Array, config: MachineConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One past the highest row that M_MM_WO writes, and what is wrong with its rows.
+
+    Addresses count elements modulo 2**32, so that a large stride can step backwards.
+    """
+    row = jnp.arange(config.blen, dtype=jnp.uint32)[:, None]
+    address = (rd.block + row * stride) * np.uint32(config.mlen)
+    rows = address // np.uint32(config.mlen)
+    outside = jnp.any(rows >= np.uint32(min(config.vector_sram_size, 2**32 - 1)), axis=0)
+    return rows.max(axis=0) + 1, jnp.any(address % np.uint32(config.mlen) != 0, axis=0), outside
+
+
+# -- transfers --------------------------------------------------------------------------------------------------------
+
+
+def _transfers(
+    log: _Log,
+    operands: dict[Field, _Operand],
+    records: jax.Array,
+    moves: jax.Array,
+    end: jax.Array,
     config: MachineConfig,
-    vram_top: jax.Array,
     hbm_bytes: int,
-) -> Any:
-    """What write-outs and transfers add: five record fields, fault, tops, parts, HBM blocks read and written."""
-    of = lambda c: entry(table, pc, c)
-    special, zero = of(Column.SPECIAL), jnp.uint32(0)
-    fields = jnp.zeros(5, jnp.uint32)
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Complete the records of H_* instructions before ``end``, one after the other.
 
-    def nothing() -> Any:
-        return fields, jnp.int32(0), vram_top, zero, of(Column.PARTS), zero, zero
+    Returns:
+        ``(records, moved, hbm_top, stop, fault, top)``: the index of a store that may not be, or LOG_ROWS, its fault, and the
+        bytes of HBM that it needs.
+    """
+    offsets = operands[Field.RS1].value
+    index = jnp.arange(LOG_ROWS, dtype=jnp.int32)
+    following = jnp.flip(lax.cummin(jnp.flip(jnp.where(moves, index, LOG_ROWS))))
+    following = jnp.concatenate([following, jnp.full(1, LOG_ROWS, jnp.int32)])
 
-    def write_out() -> Any:
-        stride = jnp.where(of(Column.RS1) == 0, jnp.uint32(1), values[1])
-        row = jnp.arange(config.blen, dtype=jnp.uint32)
-        # Addresses are elements modulo 2**32, so that a large stride can step backwards.
-        address = (blocks[0] + row * stride) * np.uint32(config.mlen)
-        rows = address // np.uint32(config.mlen)
-        outside = jnp.any(rows >= np.uint32(min(config.vector_sram_size, 2**32 - 1)))
-        misaligned = jnp.any(address % np.uint32(config.mlen) != 0)
-        fault = jnp.where(misaligned, int(Fault.MISALIGNED), jnp.where(outside, int(Fault.OUT_OF_RANGE), 0))
-        parts = jnp.where(stride == 1, 1, config.blen)
-        return fields.at[4].set(stride), fault, rows.max() + 1, zero, parts, zero, zero
+    def body(carry: Any) -> Any:
+        index, records, moved, top, stop, fault, needed = carry
+        one = _transfer(log.at(index), lax.dynamic_slice_in_dim(offsets, index, 1), config, hbm_bytes)
+        old = lax.dynamic_slice(records, (index, 0), (1, WIDTH), allow_negative_indices=False)
+        new = _put_columns(old, one.fields)
+        records = lax.dynamic_update_slice(records, new, (index, jnp.int32(0)), allow_negative_indices=False)
+        bad = one.fault != 0
+        moved = jnp.where(bad, moved, jnp.stack([jnp.stack(add64(*m, b)) for m, b in zip(moved, one.blocks, strict=True)]))
+        top = jnp.where(bad, top, jnp.maximum(top, one.top))
+        stop, fault = jnp.where(bad, index, stop), jnp.where(bad, one.fault, fault)
+        needed = jnp.where(bad, one.top, needed)
+        return following[index + 1], records, moved, top, stop, fault, needed
 
-    def transfer() -> Any:
-        return _transfer(ints, table, pc, values, blocks, config, vram_top, hbm_bytes)
+    zero = jnp.uint32(0)
+    start = (following[0], records, jnp.zeros((2, 2), jnp.uint32), zero, jnp.int32(LOG_ROWS), jnp.int32(0), zero)
+    _, *result = lax.while_loop(lambda c: (c[0] < end) & (c[4] == LOG_ROWS), body, start)
+    return tuple(result)  # type: ignore[return-value]
 
-    kind = jnp.where(special == Special.NONE, 0, jnp.where(special == Special.WRITE_OUT, 1, 2))
-    return lax.switch(kind, [nothing, write_out, transfer])
+
+class _Transferred(NamedTuple):
+    fields: dict[Record, jax.Array]
+    fault: jax.Array
+    blocks: tuple[jax.Array, jax.Array]
+    top: jax.Array
 
 
-def _transfer(
-    ints: jax.Array,
-    table: jax.Array,
-    pc: jax.Array,
-    values: Any,
-    blocks: Any,
-    config: MachineConfig,
-    vram_top: jax.Array,
-    hbm_bytes: int,
-) -> Any:
-    of = lambda c: entry(table, pc, c)
-    u = lambda c: of(c).astype(jnp.uint32)
-    special, zero = of(Column.SPECIAL), jnp.uint32(0)
-    register = of(Column.RS2)
-    base = lane(ints, lanes.A_LOW + register), lane(ints, lanes.A_HIGH + register)
-    elements = add64(*base, values[1])
-    scales = add64(*add64(*base, ints[lanes.SCALE]), values[1] // jnp.maximum(u(Column.RATIO), 1))
-    stride = jnp.where(of(Column.STRIDED) == 1, ints[lanes.STRIDE], u(Column.ROW_STEP))
+def _put_columns(record: jax.Array, fields: dict[Record, jax.Array]) -> jax.Array:
+    for name, value in fields.items():
+        signed = lax.bitcast_convert_type(value.reshape(1, 1), jnp.int32)
+        record = jnp.where(np.arange(WIDTH) == int(name), signed, record)
+    return record
+
+
+def _transfer(log: _Log, offset: jax.Array, config: MachineConfig, hbm_bytes: int) -> _Transferred:
+    special, zero = log.column(Column.SPECIAL), jnp.uint32(0)
+    base = log["a_low"], log["a_high"]
+    ratio = jnp.maximum(log.unsigned(Column.RATIO), 1)
+    elements = add64(*base, offset)
+    scales = add64(*add64(*base, log["scale"]), offset // ratio)
+    stride = jnp.where(log.column(Column.STRIDED) == 1, log["stride"], log.unsigned(Column.ROW_STEP))
 
     amounts = (config.prefetch_m_rows, config.hbm_v_prefetch_amount, config.hbm_v_writeback_amount)
-    count = jnp.where(
-        special == Special.PREFETCH_M, amounts[0], jnp.where(special == Special.PREFETCH_V, amounts[1], amounts[2])
-    )
+    is_m, is_v = special == Special.PREFETCH_M, special == Special.PREFETCH_V
+    count = jnp.where(is_m, amounts[0], jnp.where(is_v, amounts[1], amounts[2]))
     row = jnp.arange(max(amounts), dtype=jnp.int32)
     wanted = row < count
     element = element_address(*elements, stride, row)
-    ratio = jnp.maximum(of(Column.RATIO), 1).astype(jnp.float32)
     scale = scale_address(*scales, stride, row, ratio)
-    element_bytes, scale_bytes = u(Column.ELEMENT_BYTES), u(Column.SCALE_BYTES)
+    element_bytes, scale_bytes = log.unsigned(Column.ELEMENT_BYTES), log.unsigned(Column.SCALE_BYTES)
 
-    ends = [add64(*element, element_bytes), add64(*scale, scale_bytes)]
-    relevant = [wanted, wanted & (scale_bytes > 0)]
     beyond, unallocated, top = jnp.array(False), jnp.array(False), zero
-    capacity = config.hbm_size
-    for (low, high), here in zip(ends, relevant, strict=True):
-        over = (high > np.uint32(capacity >> 32)) | (
-            (high == np.uint32(capacity >> 32)) & (low > np.uint32(capacity & 0xFFFFFFFF))
-        )
+    capacity_low, capacity_high = np.uint32(config.hbm_size & 0xFFFFFFFF), np.uint32(config.hbm_size >> 32)
+    ends = ((add64(*element, element_bytes), wanted), (add64(*scale, scale_bytes), wanted & (scale_bytes > 0)))
+    for (low, high), here in ends:
+        over = (high > capacity_high) | ((high == capacity_high) & (low > capacity_low))
         beyond = beyond | jnp.any(over & here)
         unallocated = unallocated | jnp.any(((high > 0) | (low > np.uint32(min(hbm_bytes, 2**32 - 1)))) & here)
-        top = jnp.maximum(top, jnp.max(jnp.where(here, jnp.where(high > 0, np.uint32(0xFFFFFFFF), low), zero)))
-    stores = special == Special.STORE
-    fault = jnp.where(
-        stores & beyond, int(Fault.HBM_RANGE), jnp.where(stores & unallocated, int(Fault.HBM_UNALLOCATED), 0)
-    )
-    touched = lambda low, size: jnp.where(size > 0, blocks_touched(low, size), zero)
-    element_blocks = jnp.sum(jnp.where(wanted, touched(element[0], element_bytes), zero), dtype=jnp.uint32)
-    # A prefetch reads one block of scales a row, a store all that it overlaps.
-    stored = jnp.sum(jnp.where(wanted, touched(scale[0], scale_bytes), zero), dtype=jnp.uint32)
-    fetched = jnp.where(scale_bytes > 0, count.astype(jnp.uint32), zero)
-    moved = element_blocks + jnp.where(stores, stored, fetched)
+        top = jnp.maximum(top, jnp.max(jnp.where(here, jnp.where(high > 0, _MOST, low), zero)))
+    stores = special[0] == Special.STORE
+    fault = jnp.where(beyond, int(Fault.HBM_RANGE), jnp.where(unallocated, int(Fault.HBM_UNALLOCATED), 0))
 
-    # Rows behind the end of VRAM are dropped.
-    rows_left = np.uint32(min(config.vector_sram_size, 2**32 - 1)) - jnp.minimum(blocks[0], np.uint32(2**32 - 2))
-    kept = jnp.minimum(count.astype(jnp.uint32), rows_left)
-    prefetches_rows = special == Special.PREFETCH_V
-    parts = jnp.where(prefetches_rows, kept.astype(jnp.int32), of(Column.PARTS))
-    vram_top = jnp.where(prefetches_rows, blocks[0] + kept, vram_top)
-    fields = jnp.stack([*elements, *scales, stride])
-    written = jnp.where(stores, moved, zero)
-    return fields, fault, vram_top, jnp.where(stores, top, zero), parts, moved, written
+    touched = lambda low, size: jnp.where(wanted & (size > 0), blocks_touched(low, size), zero)
+    element_blocks = jnp.sum(touched(element[0], element_bytes), dtype=jnp.uint32)
+    # A prefetch reads one block of scales a row, a store all that it overlaps.
+    stored = jnp.sum(touched(scale[0], scale_bytes), dtype=jnp.uint32)
+    fetched = jnp.where(scale_bytes[0] > 0, count[0].astype(jnp.uint32), zero)
+    moved = element_blocks + jnp.where(stores, stored, fetched)
+    fields = {
+        Record.RS1: elements[0],
+        Record.RS1_LANE: elements[1],
+        Record.RS2: scales[0],
+        Record.RS2_LANE: scales[1],
+        Record.MASK: stride,
+    }
+    blocks = (moved, jnp.where(stores, moved, zero))
+    return _Transferred(fields, jnp.where(stores, fault, 0), blocks, jnp.where(stores, top, zero))

@@ -1,7 +1,7 @@
 """The record of one datapath instruction: what the integer side hands to the float side.
 
-Sixteen int32 (unsigned values as bit patterns). A resolved trace is an array of them; the architectural engine makes one at
-a time. Addresses are resolved: VRAM rows, MRAM tiles and SRAM entries are plain numbers.
+Sixteen int32 (unsigned values as bit patterns). A resolved trace is an array of them. Addresses are resolved: rows of
+vector SRAM, or rows of ``cells`` (see :mod:`plena_jax.machine.layout`), and lanes in them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from jax import lax
 
 
 class Record(enum.IntEnum):
-    """Columns. ``RD``, ``RS1``, ``RS2`` hold the block that the operand addresses, the register's value, or its number."""
+    """Columns."""
 
     STAGE = 0
+    #: Position of the instruction's function among those of its stage.
     BRANCH = 1
     PARTS = 2
-    TARGET = 3
+    #: A :class:`Flag` for each property that holds.
+    FLAGS = 3
     RD = 4
-    RS1 = 5
-    RS2 = 6
-    RD_OFFSET = 7
-    RS1_OFFSET = 8
-    RS2_OFFSET = 9
+    RD_LANE = 5
+    RS1 = 6
+    RS1_LANE = 7
+    RS2 = 8
+    RS2_LANE = 9
     #: Active head slots, or the stride of a transfer or write-out.
     MASK = 10
     #: Order, policy or precision.
@@ -34,31 +36,45 @@ class Record(enum.IntEnum):
     #: 1 if the instruction's accumulator counts as zero.
     FRESH = 12
     PC = 13
-    #: One past the last byte stored to HBM, all ones if beyond 32 bits.
-    HBM_TOP = 14
-    #: One past the last VRAM row touched.
-    VRAM_TOP = 15
+    #: Instructions executed before this one, modulo 2**32.
+    TICK = 14
 
 
-WIDTH = len(Record)
+WIDTH = 16
+
+
+class Flag(enum.IntFlag):
+    """Properties of the operands; an operand that is neither in vector SRAM nor a lane is a whole row of ``cells``."""
+
+    RD_VRAM = 1
+    RS1_VRAM = 2
+    RS2_VRAM = 4
+    #: One lane, broadcast where a row is wanted: f registers and SRAM entries.
+    RS1_SCALAR = 8
+    RS2_SCALAR = 16
+    RD_SCALAR = 32
 
 
 class Step(NamedTuple):
-    """One part of one instruction, as scalars (int32; ``rs1``, ``rs2``, offsets and ``mask`` may be unsigned patterns)."""
+    """One part of one instruction, as scalars (int32; ``rs1``, ``rs2``, their lanes and ``mask`` may be unsigned patterns)."""
 
     branch: jax.Array
     parts: jax.Array
-    target: jax.Array
+    flags: jax.Array
     rd: jax.Array
+    rd_lane: jax.Array
     rs1: jax.Array
+    rs1_lane: jax.Array
     rs2: jax.Array
-    rd_offset: jax.Array
-    rs1_offset: jax.Array
-    rs2_offset: jax.Array
+    rs2_lane: jax.Array
     mask: jax.Array
     argument: jax.Array
     fresh: jax.Array
     part: jax.Array
+
+    def has(self, flag: Flag) -> jax.Array:
+        """bool []: whether a property holds."""
+        return (self.flags & int(flag)) != 0
 
 
 def field(trace: jax.Array, index: jax.Array, column: Record) -> jax.Array:

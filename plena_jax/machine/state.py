@@ -37,22 +37,20 @@ class LoopStack:
         start_pc: int32 [16, 8], pc of the C_LOOP_START.
         tick: uint32 [16, 8], instruction counter at the start or the last jump back, for the loop guard.
         order: uint32 [16, 8], grows with every C_LOOP_START: the innermost loop has the largest.
-        iteration: uint32 [16, 8], jumps back so far.
     """
 
     depth: jax.Array
     start_pc: jax.Array
     tick: jax.Array
     order: jax.Array
-    iteration: jax.Array
 
     def entries(self) -> list[dict[str, int]]:
-        """The open loops, outermost first: register, start_pc, iteration, tick."""
+        """The open loops, outermost first: register, start_pc, tick."""
         depth = np.asarray(self.depth)
         found = []
         for register in range(_REGISTERS):
             for level in range(int(depth[register])):
-                values = {name: int(getattr(self, name)[register, level]) for name in ("start_pc", "iteration", "tick")}
+                values = {name: int(getattr(self, name)[register, level]) for name in ("start_pc", "tick")}
                 found.append((int(self.order[register, level]), {"register": register, **values}))
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
@@ -203,7 +201,6 @@ class MachineState:
                 start_pc=zeros(stack, jnp.int32),
                 tick=zeros(stack, jnp.uint32),
                 order=zeros(stack, jnp.uint32),
-                iteration=zeros(stack, jnp.uint32),
             ),
             pc=jnp.int32(0),
             status=jnp.int32(Fault.OK),

@@ -12,10 +12,17 @@ from jax import lax
 
 from plena_jax.bits import from_bits, is_nan, to_bits, u32
 from plena_jax.config import MachineConfig
-from plena_jax.formats import FloatFormat, plena
+from plena_jax.formats import plena
 from plena_jax.machine.layout import Layout
-from plena_jax.machine.record import Step
+from plena_jax.machine.record import Flag, Step
 from plena_jax.machine.transfer import vram_format
+
+
+def block_of(memory: jax.Array, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None) -> jax.Array:
+    """float32 [rows, lanes] of a memory from (row, lane)."""
+    start = (row, jnp.asarray(lane, jnp.int32))
+    sizes = (rows, memory.shape[1] if lanes is None else lanes)
+    return lax.dynamic_slice(memory, start, sizes, allow_negative_indices=False)
 
 
 @dataclass(frozen=True)
@@ -23,57 +30,47 @@ class View:
     """Read access to the memories of a running machine.
 
     Attributes:
-        layout: where things are in ``cells``.
-        cells: float32 [rows, VLEN].
+        config: the machine.
+        vram: float32 [rows, VLEN].
+        cells: float32 [rows, VLEN], see :class:`~plena_jax.machine.layout.Layout`.
         hbm: uint8 [bytes].
         m_accum: float32 [BLEN, BLEN].
     """
 
-    layout: Layout
+    config: MachineConfig
+    vram: jax.Array
     cells: jax.Array
     hbm: jax.Array
     m_accum: jax.Array
 
-    @property
-    def config(self) -> MachineConfig:
-        """The machine's configuration."""
-        return self.layout.config
-
-    def block(self, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None) -> jax.Array:
-        """float32 [rows, lanes] of ``cells`` from (row, lane)."""
-        start = (row, jnp.asarray(lane, jnp.int32))
-        sizes = (rows, self.config.vlen if lanes is None else lanes)
-        return lax.dynamic_slice(self.cells, start, sizes, allow_negative_indices=False)
+    @cached_property
+    def layout(self) -> Layout:
+        """Where things are in ``cells``."""
+        return Layout(self.config)
 
     def row(self, row: jax.Array) -> jax.Array:
-        """float32 [VLEN]: a row of ``cells``; VRAM row n is row n."""
-        return self.block(row, 1)[0]
+        """float32 [VLEN]: a vector SRAM row."""
+        return self.rows(row, 1)[0]
 
-    def tile(
-        self, tile: jax.Array, *, row: jax.Array | int = 0, rows: int, column: jax.Array | int = 0, columns: int
-    ) -> jax.Array:
-        """float32 [rows, columns] of an MRAM tile."""
-        return self.block(self.layout.mram + tile * self.config.mlen + row, rows, column, columns)
+    def rows(self, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None) -> jax.Array:
+        """float32 [rows, lanes] of vector SRAM."""
+        return block_of(self.vram, row, rows, lane, lanes)
 
-    def f(self, register: jax.Array) -> jax.Array:
-        """float32 []: an f register."""
-        lanes = self.config.vlen
-        return self.block(self.layout.f + register // lanes, 1, register % lanes, 1)[0, 0]
+    def block(self, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None) -> jax.Array:
+        """float32 [rows, lanes] of ``cells``."""
+        return block_of(self.cells, row, rows, lane, lanes)
 
-    def with_f(self, register: jax.Array, value: jax.Array) -> jax.Array:
-        """The row of the f registers with one of them replaced."""
-        lanes = self.config.vlen
-        return self.with_lane(self.row(self.layout.f + register // lanes), register % lanes, value)
+    def scalar(self, row: jax.Array, lane: jax.Array) -> jax.Array:
+        """float32 []: an f register or an SRAM entry."""
+        return self.block(row, 1, lane, 1)[0, 0]
 
-    def with_lane(self, row: jax.Array, lane: jax.Array, value: jax.Array) -> jax.Array:
-        """``row`` with one lane replaced."""
-        return jnp.where(jnp.arange(self.config.vlen, dtype=jnp.int32) == lane, value, row)
-
-    def sram(self, region: int, entry: jax.Array, entries: int = 1) -> jax.Array:
-        """float32 [entries] of FP or INT SRAM from ``entry`` on; ``region`` is its first row."""
-        flat = self.cells.reshape(-1)
-        start = (region * self.config.vlen + entry,)
-        return lax.dynamic_slice(flat, start, (entries,), allow_negative_indices=False)
+    def operand(self, step: Step, name: str) -> jax.Array:
+        """float32 [VLEN]: a vector SRAM row, or a scalar in every lane; ``name`` is "rs1" or "rs2"."""
+        row, lane = getattr(step, name), getattr(step, f"{name}_lane")
+        in_vram = step.has(Flag[f"{name.upper()}_VRAM"])
+        zero = jnp.int32(0)
+        value = self.scalar(jnp.where(in_vram, zero, row), jnp.where(in_vram, zero, lane))
+        return jnp.where(in_vram, self.row(jnp.where(in_vram, row, zero)), value)
 
     @cached_property
     def bmm_scale(self) -> jax.Array:
@@ -84,6 +81,21 @@ class View:
         """bool [VLEN]: lanes whose head slot is selected by the step's mask (bit h modulo 32 for slot h)."""
         slots = np.arange(self.config.vlen, dtype=np.uint32) // np.uint32(self.config.hlen) % np.uint32(32)
         return (u32(step.mask) >> jnp.asarray(slots)) & 1 == 1
+
+    def with_scalar(self, step: Step, value: jax.Array) -> jax.Array:
+        """The row of ``cells`` that holds the scalar rd, with that lane replaced."""
+        old = self.block(step.rd, 1)[0]
+        return jnp.where(jnp.arange(self.config.vlen, dtype=jnp.int32) == step.rd_lane, value, old)
+
+    def written(self, step: Step, result: jax.Array, inactive: jax.Array) -> jax.Array:
+        """The row to write for a lane-wise result: rounded as its place does.
+
+        In vector SRAM head slots that are not active take ``inactive``; a scalar result is the same in every lane.
+        """
+        row = self.round(jnp.where(self.active(step), result, inactive))
+        is_row = step.has(Flag.RD_VRAM)
+        safe = step._replace(rd=jnp.where(is_row, 0, step.rd))
+        return jnp.where(is_row, row, self.with_scalar(safe, round_scalar(result)))
 
     def round(self, x: jax.Array) -> jax.Array:
         """``x`` as VRAM stores it; straight-through for derivatives."""

@@ -1,11 +1,18 @@
-"""What every instruction does: one semantic function each, one file per unit."""
+"""What instructions do: one function for each, registered under its mnemonic."""
 
-from plena_jax.machine.semantics import matrix, memory, scalar, vector
-from plena_jax.machine.semantics.control import CONTROL as CONTROL
-from plena_jax.machine.semantics.registry import SEMANTICS as SEMANTICS
-from plena_jax.machine.semantics.registry import Accumulator as Accumulator
-from plena_jax.machine.semantics.registry import Semantic as Semantic
-from plena_jax.machine.semantics.registry import Stage as Stage
-from plena_jax.machine.semantics.registry import Target as Target
-from plena_jax.machine.semantics.registry import branch_index as branch_index
-from plena_jax.machine.semantics.registry import branches as branches
+from plena_jax.machine.semantics import control, lanewise, matrix, memory, vector
+from plena_jax.machine.semantics.registry import SEMANTICS, Accumulator, Semantic, Stage, branch_index, branches
+
+__all__ = [
+    "SEMANTICS",
+    "Accumulator",
+    "Semantic",
+    "Stage",
+    "branch_index",
+    "branches",
+    "control",
+    "lanewise",
+    "matrix",
+    "memory",
+    "vector",
+]

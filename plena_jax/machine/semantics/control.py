@@ -1,8 +1,8 @@
 """Semantics of integer and control instructions (isa.md sections 4.5 and 4.7): integers only, never the datapath.
 
-A function gets the operands of its instruction and returns an :class:`Effect`: at most two registers, the next pc, and at
-most one entry of the loop stack. All of them are evaluated in every control step and one effect is picked, so they must stay
-cheap and free of side conditions.
+Functions come in two kinds. An :data:`ALU` function returns the new value of one register; all of them are evaluated in every
+fast step of the control loop and one value is picked, so they must be cheap. A :data:`SLOW` function returns an
+:class:`Effect`; the instructions among them are few in a program's run.
 """
 
 from __future__ import annotations
@@ -13,179 +13,219 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from plena_jax.isa import BY_MNEMONIC
+from plena_jax.config import MachineConfig
+from plena_jax.isa import BY_MNEMONIC, SRAM_ENTRIES
 from plena_jax.machine.faults import Fault
-from plena_jax.machine.lanes import A_HIGH, A_LOW, GP, MASK, SCALE, STRIDE
+from plena_jax.machine.lanes import MASK, SCALE, STRIDE
 from plena_jax.machine.state import LOOPS_PER_REGISTER
 
 Int = jax.Array | int
 
 
 class Operands(NamedTuple):
-    """What a control instruction may look at; uint32 unless said otherwise.
+    """uint32: gp registers rd, rs1, rs2, and the immediate."""
 
-    Attributes:
-        rd, pc: int32, the rd field and the instruction's index.
-        d, x, y: gp registers rd, rs1, rs2.
-        imm: immediate.
-        loaded: INT SRAM entry at ``x + imm``.
-        tick: instructions executed before this one.
-        depth: int32, open loops of register rd.
-        start_pc, started, iteration: of the innermost of them.
-    """
-
-    rd: jax.Array
-    pc: jax.Array
     d: jax.Array
     x: jax.Array
     y: jax.Array
     imm: jax.Array
-    loaded: jax.Array
-    tick: jax.Array
-    depth: jax.Array
-    start_pc: jax.Array
-    started: jax.Array
-    iteration: jax.Array
 
 
-class Effect(NamedTuple):
-    """What a control instruction does.
+class Alu(NamedTuple):
+    """An ALU function and where its result goes: gp[rd], or a fixed lane of ``core``."""
 
-    Attributes:
-        lane, value: register lane and its new value; lane -1 for none.
-        high_lane, high_value: a second register.
-        next_pc: -1 for the next instruction.
-        deeper: change of the loop depth of register rd.
-        slot: entry of register rd's loops that is written, -1 for none, with its four fields.
-        fault: a :class:`Fault`, nothing is done if not 0.
-    """
-
-    lane: Int = -1
-    value: Int = 0
-    high_lane: Int = -1
-    high_value: Int = 0
-    next_pc: Int = -1
-    deeper: Int = 0
-    slot: Int = -1
-    start_pc: Int = 0
-    started: Int = 0
-    tick: Int = 0
-    iteration: Int = 0
-    fault: Int = 0
+    function: Callable[[Operands], jax.Array]
+    lane: int | None
 
 
-CONTROL: dict[str, Callable[[Operands], Effect]] = {}
+ALU: dict[str, Alu] = {}
 
 
-def control(mnemonic: str) -> Callable[[Callable[[Operands], Effect]], Callable[[Operands], Effect]]:
-    """Register the function that executes ``mnemonic``."""
-    if mnemonic not in BY_MNEMONIC:
-        raise ValueError(f"{mnemonic} is not in the instruction table")
+def alu(mnemonic: str, lane: int | None = None) -> Callable[[Callable[[Operands], jax.Array]], Callable[..., jax.Array]]:
+    """Register the function that computes what ``mnemonic`` writes."""
+    _check(mnemonic)
 
-    def register(function: Callable[[Operands], Effect]) -> Callable[[Operands], Effect]:
-        CONTROL[mnemonic] = function
+    def register(function: Callable[[Operands], jax.Array]) -> Callable[[Operands], jax.Array]:
+        ALU[mnemonic] = Alu(function, lane)
         return function
 
     return register
 
 
-def no_effect(o: Operands) -> Effect:
-    """Go on with the next instruction: f0 as destination, and everything the datapath has executed already."""
-    return Effect()
+def _check(mnemonic: str) -> None:
+    if mnemonic not in BY_MNEMONIC:
+        raise ValueError(f"{mnemonic} is not in the instruction table")
 
 
-def _gp(o: Operands, value: jax.Array) -> Effect:
-    return Effect(lane=GP + o.rd, value=value)
-
-
-@control("S_ADD_INT")
-def s_add_int(o: Operands) -> Effect:
+@alu("S_ADD_INT")
+def s_add_int(o: Operands) -> jax.Array:
     """A + B modulo 2**32."""
-    return _gp(o, o.x + o.y)
+    return o.x + o.y
 
 
-@control("S_ADDI_INT")
-def s_addi_int(o: Operands) -> Effect:
+@alu("S_ADDI_INT")
+def s_addi_int(o: Operands) -> jax.Array:
     """A + imm modulo 2**32."""
-    return _gp(o, o.x + o.imm)
+    return o.x + o.imm
 
 
-@control("S_SUB_INT")
-def s_sub_int(o: Operands) -> Effect:
+@alu("S_SUB_INT")
+def s_sub_int(o: Operands) -> jax.Array:
     """A - B modulo 2**32."""
-    return _gp(o, o.x - o.y)
+    return o.x - o.y
 
 
-@control("S_MUL_INT")
-def s_mul_int(o: Operands) -> Effect:
+@alu("S_MUL_INT")
+def s_mul_int(o: Operands) -> jax.Array:
     """A * B modulo 2**32."""
-    return _gp(o, o.x * o.y)
+    return o.x * o.y
 
 
-@control("S_LUI_INT")
-def s_lui_int(o: Operands) -> Effect:
+@alu("S_LUI_INT")
+def s_lui_int(o: Operands) -> jax.Array:
     """Imm << 12 modulo 2**32."""
-    return _gp(o, o.imm << 12)
+    return o.imm << 12
 
 
-@control("S_LD_INT")
-def s_ld_int(o: Operands) -> Effect:
-    """INT SRAM entry."""
-    return _gp(o, o.loaded)
-
-
-@control("C_SET_ADDR_REG")
-def c_set_addr_reg(o: Operands) -> Effect:
-    """High and low word of an HBM address register."""
-    return Effect(lane=A_LOW + o.rd, value=o.y, high_lane=A_HIGH + o.rd, high_value=o.x)
-
-
-@control("C_SET_SCALE_REG")
-def c_set_scale_reg(o: Operands) -> Effect:
+@alu("C_SET_SCALE_REG", SCALE)
+def c_set_scale_reg(o: Operands) -> jax.Array:
     """Distance from elements to scales."""
-    return Effect(lane=SCALE, value=o.d)
+    return o.d
 
 
-@control("C_SET_STRIDE_REG")
-def c_set_stride_reg(o: Operands) -> Effect:
+@alu("C_SET_STRIDE_REG", STRIDE)
+def c_set_stride_reg(o: Operands) -> jax.Array:
     """Bytes between rows."""
-    return Effect(lane=STRIDE, value=o.d)
+    return o.d
 
 
-@control("C_SET_V_MASK_REG")
-def c_set_v_mask_reg(o: Operands) -> Effect:
+@alu("C_SET_V_MASK_REG", MASK)
+def c_set_v_mask_reg(o: Operands) -> jax.Array:
     """Active head slots."""
-    return Effect(lane=MASK, value=o.d)
+    return o.d
 
 
-@control("C_LOOP_START")
-def c_loop_start(o: Operands) -> Effect:
+# -- slow -------------------------------------------------------------------------------------------------------------
+
+
+class Machine(NamedTuple):
+    """What a slow instruction may look at.
+
+    Attributes:
+        config: the machine.
+        operands: registers and immediate.
+        rd: int32, the field.
+        pc: int32.
+        depth: int32, open loops of register rd.
+        innermost: int32, the register of the innermost open loop, -1 if none is open.
+        break_to: int32, pc behind the enclosing C_LOOP_END, 0 if unknown.
+        break_register: int32, the register of that C_LOOP_END.
+        loaded: INT SRAM entry at ``x + imm`` (entry 0 if that is out of range).
+        unknown: bool, whether V_TOPK wrote that entry while the program is resolved without data.
+    """
+
+    config: MachineConfig
+    operands: Operands
+    rd: jax.Array
+    pc: jax.Array
+    depth: jax.Array
+    innermost: jax.Array
+    break_to: jax.Array
+    break_register: jax.Array
+    loaded: jax.Array
+    unknown: jax.Array
+
+
+class Effect(NamedTuple):
+    """What a slow instruction does. Registers and entries are -1 for none.
+
+    Attributes:
+        gp, value: a gp register and its new value.
+        push: register on which a loop opens here.
+        pop: register whose innermost loop closes.
+        a, low, high: an HBM address register.
+        entry, stored: an INT SRAM entry.
+        next_pc: -1 for the next instruction.
+        fault: a :class:`Fault`; nothing is done if not 0.
+    """
+
+    gp: Int = -1
+    value: Int = 0
+    push: Int = -1
+    pop: Int = -1
+    a: Int = -1
+    low: Int = 0
+    high: Int = 0
+    entry: Int = -1
+    stored: Int = 0
+    next_pc: Int = -1
+    fault: Int = 0
+
+
+#: Fields of an effect that hold uint32; the others hold int32.
+UNSIGNED = ("value", "low", "high", "stored")
+SLOW: dict[str, Callable[[Machine], Effect]] = {}
+
+
+def slow(mnemonic: str) -> Callable[[Callable[[Machine], Effect]], Callable[[Machine], Effect]]:
+    """Register the function that executes ``mnemonic``."""
+    _check(mnemonic)
+
+    def register(function: Callable[[Machine], Effect]) -> Callable[[Machine], Effect]:
+        SLOW[mnemonic] = function
+        return function
+
+    return register
+
+
+@slow("C_LOOP_START")
+def c_loop_start(m: Machine) -> Effect:
     """Open a loop; the body runs at least once."""
-    return Effect(
-        lane=GP + o.rd,
-        value=o.imm,
-        deeper=1,
-        slot=o.depth,
-        start_pc=o.pc,
-        started=o.tick,
-        tick=o.tick,
-        fault=jnp.where(o.depth >= LOOPS_PER_REGISTER, int(Fault.LOOP_DEPTH), 0),
-    )
+    fault = jnp.where(m.depth >= LOOPS_PER_REGISTER, int(Fault.LOOP_DEPTH), 0)
+    return Effect(gp=m.rd, value=m.operands.imm, push=m.rd, fault=fault)
 
 
-@control("C_LOOP_END")
-def c_loop_end(o: Operands) -> Effect:
-    """Back to the body while the live register is above 1; else close the innermost loop of the register."""
-    again = o.d > 1
-    return Effect(
-        lane=GP + o.rd,
-        value=jnp.where(again, o.d - 1, jnp.uint32(0)),
-        next_pc=jnp.where(again, o.start_pc + 1, -1),
-        deeper=jnp.where(again, 0, -1),
-        slot=jnp.where(again, o.depth - 1, -1),
-        start_pc=o.start_pc,
-        started=o.started,
-        tick=o.tick,
-        iteration=o.iteration + 1,
-        fault=jnp.where(o.depth == 0, int(Fault.LOOP_UNMATCHED), 0),
-    )
+@slow("C_LOOP_END")
+def c_loop_end(m: Machine) -> Effect:
+    """The last pass of a loop: close it. (While the live register is above 1 the fast step jumps back.)"""
+    return Effect(gp=m.rd, value=0, pop=m.rd, fault=jnp.where(m.depth == 0, int(Fault.LOOP_UNMATCHED), 0))
+
+
+@slow("C_BREAK")
+def c_break(m: Machine) -> Effect:
+    """Drop the innermost loop, whatever its register, and go on with the next instruction.
+
+    As it is meant: go on behind the C_LOOP_END that closes that loop.
+    """
+    fault = jnp.where(m.innermost < 0, int(Fault.LOOP_UNMATCHED), 0)
+    next_pc: Int = -1
+    if m.config.intended.c_break:
+        meant = (m.break_to > 0) & (m.break_register == m.innermost)
+        fault = jnp.where((fault == 0) & ~meant, int(Fault.BREAK_UNMATCHED), fault)
+        next_pc = m.break_to
+    return Effect(gp=m.innermost, value=0, pop=m.innermost, next_pc=next_pc, fault=fault)
+
+
+@slow("C_SET_ADDR_REG")
+def c_set_addr_reg(m: Machine) -> Effect:
+    """High and low word of an HBM address register."""
+    return Effect(a=m.rd, low=m.operands.y, high=m.operands.x)
+
+
+def _outside(address: jax.Array) -> jax.Array:
+    return jnp.where(address >= SRAM_ENTRIES, int(Fault.OUT_OF_RANGE), 0)
+
+
+@slow("S_LD_INT")
+def s_ld_int(m: Machine) -> Effect:
+    """INT SRAM entry to gp register."""
+    fault = _outside(m.operands.x + m.operands.imm)
+    fault = jnp.where((fault == 0) & m.unknown, int(Fault.DATA_DEPENDENT), fault)
+    return Effect(gp=m.rd, value=m.loaded, fault=fault)
+
+
+@slow("S_ST_INT")
+def s_st_int(m: Machine) -> Effect:
+    """Gp register to INT SRAM entry."""
+    address = m.operands.x + m.operands.imm
+    return Effect(entry=address.astype(jnp.int32), stored=m.operands.d, fault=_outside(address))

@@ -9,7 +9,7 @@ from jax import lax
 from plena_jax.bits import u32
 from plena_jax.machine.record import Step
 from plena_jax.machine.semantics.matrix import wide_rows
-from plena_jax.machine.semantics.registry import Stage, Target, semantic
+from plena_jax.machine.semantics.registry import Stage, semantic
 from plena_jax.machine.transfer import Transfer, Transfers, element_address, read_bytes, scale_address
 from plena_jax.machine.view import View
 
@@ -23,9 +23,9 @@ def _fetch(view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: j
     def fetch(transfer: Transfer, hbm: jax.Array, step: Step, rows: jax.Array) -> jax.Array:
         if transfer.problem:
             return jnp.zeros((rows.shape[0], transfer.lanes), jnp.float32)  # never executed: the instruction faults
-        low, high = element_address(u32(step.rs1), u32(step.rs1_offset), step.mask, rows)
+        low, high = element_address(u32(step.rs1), u32(step.rs1_lane), step.mask, rows)
         elements = read_bytes(hbm, low, high, transfer.element_bytes)
-        low, high = scale_address(u32(step.rs2), u32(step.rs2_offset), step.mask, rows, transfer.ratio)
+        low, high = scale_address(u32(step.rs2), u32(step.rs2_lane), step.mask, rows, transfer.ratio)
         scales = read_bytes(hbm, low, high, transfer.scale_bytes, line_only=True)
         return transfer.decode(elements, scales)
 
@@ -36,8 +36,12 @@ def _fetch(view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: j
     return lax.cond(step.argument != 0, branches[1], branches[0], view.hbm, step, rows)
 
 
+def _precision(fields: dict[str, int]) -> int:
+    return int(fields["precision"] != 0)
+
+
 @semantic(
-    "H_PREFETCH_M", Stage.WIDE, parts=lambda c: c.prefetch_m_rows // wide_rows(c), target=Target.MRAM_RD, region="mram"
+    "H_PREFETCH_M", stage=Stage.WIDE, parts=lambda c: c.prefetch_m_rows // wide_rows(c), argument=_precision
 )
 def h_prefetch_m(view: View, step: Step) -> jax.Array:
     """Rows of tiles := HBM rows, unrounded."""
@@ -46,14 +50,14 @@ def h_prefetch_m(view: View, step: Step) -> jax.Array:
     return _fetch(view, step, Transfers.of(view.config).matrix, rows)
 
 
-@semantic("H_PREFETCH_V", Stage.ROW, parts=lambda c: c.hbm_v_prefetch_amount, target=Target.VRAM_RD)
+@semantic("H_PREFETCH_V", stage=Stage.ROW, parts=lambda c: c.hbm_v_prefetch_amount, argument=_precision)
 def h_prefetch_v(view: View, step: Step) -> jax.Array:
     """A VRAM row := an HBM row."""
     rows = jnp.asarray(step.part, jnp.int32).reshape(1)
     return view.round(_fetch(view, step, Transfers.of(view.config).vector, rows)[0])
 
 
-@semantic("H_STORE_V", Stage.STORE, parts=lambda c: c.hbm_v_writeback_amount)
+@semantic("H_STORE_V", stage=Stage.STORE, parts=lambda c: c.hbm_v_writeback_amount, argument=_precision)
 def h_store_v(view: View, step: Step) -> tuple[jax.Array, jax.Array]:
     """Element and scale bytes of a VRAM row, padded to the larger of the two formats."""
     transfers = Transfers.of(view.config).vector

@@ -1,21 +1,21 @@
 """Which function executes an instruction, and how it takes part in a step.
 
-A semantic function is pure and works on values: it reads what it needs through a :class:`~plena_jax.machine.memory.View`
-and returns what is to be written. Where that goes follows from the declaration, not from the function. The stages differ
-in what they write:
+A semantic function is pure and works on values: it reads what it needs through a :class:`~plena_jax.machine.view.View` and
+returns what is to be written. Where that goes follows from the declaration and the instruction's operands, not from the
+function. The stages differ in what they write:
 
 ========  ======================================================  ===================================================
 stage     a function returns                                      it is written to
 ========  ======================================================  ===================================================
-ROW       float32 [VLEN]                                          one row of ``cells``
-WIDE      float32 [rows, VLEN]                                    so many consecutive rows
-MATMUL    float32 [BLEN, BLEN]                                    m_accum
-WRITE     float32 [BLEN, BLEN] (old block in, new block out)      BLEN lanes of BLEN rows of ``cells``
+MATMUL    (x, w): float32 [BLEN, MLEN] and [MLEN, BLEN]           m_accum += x @ w
+WRITE     float32 [BLEN, BLEN] (old block in, new block out)      BLEN lanes of BLEN rows of vector SRAM
+ROW       float32 [VLEN]                                          one row of vector SRAM or of ``cells``
+WIDE      float32 [rows, VLEN]                                    so many consecutive rows of either
 TOPK      weights float32 [8], indices uint32 [8], count          FP SRAM and INT SRAM
 STORE     element bytes uint8, scale bytes uint8                  HBM
 ========  ======================================================  ===================================================
 
-An instruction that writes more than its stage's unit takes several parts; ``s.part`` counts them.
+An instruction that writes more than its stage's unit takes several parts; ``step.part`` counts them.
 """
 
 from __future__ import annotations
@@ -30,28 +30,17 @@ from plena_jax.isa import BY_MNEMONIC
 
 
 class Stage(enum.IntEnum):
-    """What the machine does next. CONTROL instructions touch integers only; HALTED and FAULTED end the run."""
+    """Where an instruction runs. CONTROL instructions touch integers only; HALTED and FAULTED end the run."""
 
     CONTROL = 0
-    RARE = 1
-    MATMUL = 2
-    WRITE = 3
-    ROW = 4
-    WIDE = 5
-    TOPK = 6
-    STORE = 7
-    HALTED = 8
-    FAULTED = 9
-
-
-class Target(enum.IntEnum):
-    """The row that a ROW or WIDE instruction writes first, counted from its region's first row."""
-
-    FIXED = 0
-    VRAM_RD = 1
-    MRAM_RD = 2
-    F_RD = 3
-    SRAM_RS1 = 4
+    MATMUL = 1
+    WRITE = 2
+    ROW = 3
+    WIDE = 4
+    TOPK = 5
+    STORE = 6
+    HALTED = 7
+    FAULTED = 8
 
 
 class Accumulator(enum.IntEnum):
@@ -68,6 +57,10 @@ def _one(config: MachineConfig) -> int:
     return 1
 
 
+def _no_argument(fields: dict[str, int]) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Semantic:
     """A semantic function and its declaration.
@@ -76,15 +69,16 @@ class Semantic:
         function: ``(view, step) -> what its stage writes``.
         stage: where it runs.
         parts: writes of one stage unit that the instruction takes.
-        target: row it writes first, counted from ``region``, an attribute of Layout.
+        region: attribute of Layout: the rows of ``cells`` that a ROW or WIDE instruction writes; empty if rd says where.
+        argument: from the word's other fields by name, a number for ``step.argument``.
         adds_to, drains: accumulators it adds to, or writes out and clears.
     """
 
     function: Callable[..., Any]
     stage: Stage
     parts: Callable[[MachineConfig], int] = _one
-    target: Target = Target.FIXED
-    region: str = "vram"
+    region: str = ""
+    argument: Callable[[dict[str, int]], int] = _no_argument
     adds_to: Accumulator = Accumulator.NONE
     drains: Accumulator = Accumulator.NONE
 
@@ -92,26 +86,31 @@ class Semantic:
 SEMANTICS: dict[str, Semantic] = {}
 
 
-def semantic(mnemonic: str, stage: Stage, **declaration: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the function that executes ``mnemonic``; keyword arguments are those of :class:`Semantic`."""
-    if mnemonic not in BY_MNEMONIC:
-        raise ValueError(f"{mnemonic} is not in the instruction table")
+def semantic(*mnemonics: str, stage: Stage, **declaration: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the function that executes ``mnemonics``; keyword arguments are those of :class:`Semantic`.
+
+    Instructions that share a function share a branch of their stage's switch.
+    """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        if mnemonic in SEMANTICS:
-            raise ValueError(f"{mnemonic} has a semantic function already")
-        SEMANTICS[mnemonic] = Semantic(function, stage, **declaration)
+        for mnemonic in mnemonics:
+            if mnemonic not in BY_MNEMONIC:
+                raise ValueError(f"{mnemonic} is not in the instruction table")
+            if mnemonic in SEMANTICS:
+                raise ValueError(f"{mnemonic} has a semantic function already")
+            SEMANTICS[mnemonic] = Semantic(function, stage, **declaration)
         return function
 
     return register
 
 
-def branches(stage: Stage) -> list[Callable[..., Any]]:
-    """The functions of a stage, in the order of :func:`branch_index`."""
-    return [s.function for s in SEMANTICS.values() if s.stage is stage]
+def branches(stage: Stage) -> list[Semantic]:
+    """One declaration for each different function of a stage, in the order of :func:`branch_index`."""
+    unique = {s.function: s for s in reversed(SEMANTICS.values()) if s.stage is stage}
+    return list(reversed(unique.values()))
 
 
 def branch_index(mnemonic: str) -> int:
-    """Position of an instruction among the functions of its stage."""
-    stage = SEMANTICS[mnemonic].stage
-    return [name for name, s in SEMANTICS.items() if s.stage is stage].index(mnemonic)
+    """Position of an instruction's function among those of its stage."""
+    semantic = SEMANTICS[mnemonic]
+    return [s.function for s in branches(semantic.stage)].index(semantic.function)

@@ -1,0 +1,95 @@
+"""Semantics of everything that works lane by lane: vector instructions and their scalar forms (isa.md 4.3 and 4.4).
+
+One function serves a family: with rows or f registers as operands, and a row, an f register or an SRAM entry as destination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from plena_jax import arithmetic
+from plena_jax.bits import from_bits, is_nan
+from plena_jax.machine.record import Step
+from plena_jax.machine.semantics.registry import Stage, semantic
+from plena_jax.machine.view import View
+
+_NAN = 0x7FC00000
+
+
+def _one_if(name: str) -> Callable[[dict[str, int]], int]:
+    return lambda fields: int(fields.get(name, 0) != 0)
+
+
+@semantic("V_ADD_VV", "V_ADD_VF", "S_ADD_FP", stage=Stage.ROW)
+def add(view: View, step: Step) -> jax.Array:
+    """A + B."""
+    a, b = view.operand(step, "rs1"), view.operand(step, "rs2")
+    return view.written(step, arithmetic.add(a, b), a)
+
+
+@semantic("V_SUB_VV", "V_SUB_VF", "S_SUB_FP", stage=Stage.ROW, argument=_one_if("order"))
+def subtract(view: View, step: Step) -> jax.Array:
+    """A - B; reversed it is -(A - B), which gives -0 where both are equal."""
+    a, b = view.operand(step, "rs1"), view.operand(step, "rs2")
+    difference = arithmetic.subtract(a, b)
+    return view.written(step, jnp.where(step.argument != 0, -difference, difference), a)
+
+
+@semantic("V_MUL_VV", "V_MUL_VF", "S_MUL_FP", stage=Stage.ROW)
+def multiply(view: View, step: Step) -> jax.Array:
+    """A * B."""
+    a, b = view.operand(step, "rs1"), view.operand(step, "rs2")
+    return view.written(step, arithmetic.multiply(a, b), a)
+
+
+@semantic("V_MAX_VF", stage=Stage.ROW)
+def maximum(view: View, step: Step) -> jax.Array:
+    """max(A, f): NaN if f is, a NaN lane stays, ties keep the lane."""
+    a, f = view.operand(step, "rs1"), view.operand(step, "rs2")
+    larger = jnp.where(arithmetic.less(a, f), f, a)
+    return view.written(step, jnp.where(is_nan(f), from_bits(_NAN), larger), a)
+
+
+@semantic("V_MIN_VF", stage=Stage.ROW)
+def minimum(view: View, step: Step) -> jax.Array:
+    """min(A, f): NaN if f is, a NaN lane stays, ties keep the lane."""
+    a, f = view.operand(step, "rs1"), view.operand(step, "rs2")
+    smaller = jnp.where(arithmetic.less(f, a), f, a)
+    return view.written(step, jnp.where(is_nan(f), from_bits(_NAN), smaller), a)
+
+
+@semantic("S_MAX_FP", stage=Stage.ROW)
+def scalar_maximum(view: View, step: Step) -> jax.Array:
+    """B if it is larger than A, else A: NaN in A stays, NaN in B is ignored."""
+    a, b = view.operand(step, "rs1"), view.operand(step, "rs2")
+    return view.written(step, jnp.where(arithmetic.less(a, b), b, a), a)
+
+
+@semantic("V_EXP_V", "S_EXP_FP", stage=Stage.ROW)
+def exp(view: View, step: Step) -> jax.Array:
+    """exp(A clamped to -88 .. 88); inactive lanes are clamped too."""
+    clamped = arithmetic.clamp_exponent(view.operand(step, "rs1"))
+    return view.written(step, arithmetic.exp(clamped), clamped)
+
+
+@semantic("V_RECI_V", "S_RECI_FP", stage=Stage.ROW)
+def reciprocal(view: View, step: Step) -> jax.Array:
+    """1 / A."""
+    a = view.operand(step, "rs1")
+    return view.written(step, arithmetic.reciprocal(a), a)
+
+
+@semantic("S_SQRT_FP", stage=Stage.ROW)
+def sqrt(view: View, step: Step) -> jax.Array:
+    """sqrt(A)."""
+    a = view.operand(step, "rs1")
+    return view.written(step, arithmetic.sqrt(a), a)
+
+
+@semantic("S_LD_FP", "S_ST_FP", stage=Stage.ROW)
+def move(view: View, step: Step) -> jax.Array:
+    """FP SRAM entry to f register, or back; the destination of a store is its record's rd."""
+    return view.with_scalar(step, view.scalar(step.rs1, step.rs1_lane))
