@@ -8,6 +8,7 @@ Derivatives are those of the plain operations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def _power(exponent: int) -> np.float32:
     return np.float32(2.0**exponent)
 
 
+@partial(jax.jit, static_argnums=1)
 def lift(x: jax.Array, exponent: int = _LIFT) -> jax.Array:
     """``x * 2**exponent`` exactly unless it overflows, subnormals included, for exponents 24 .. 127."""
     bits = to_bits(x)
@@ -37,6 +39,7 @@ def lift(x: jax.Array, exponent: int = _LIFT) -> jax.Array:
     return jnp.where(body < u32(0x00800000), from_bits(subnormal), x * _power(exponent))
 
 
+@partial(jax.jit, static_argnums=1)
 def lower(y: jax.Array, exponent: int) -> jax.Array:
     """``y * 2**-exponent`` rounded once to nearest even, subnormal results included, for exponents 22 .. 192."""
     bits = to_bits(y)
@@ -70,8 +73,8 @@ def _differentiable(rule: Callable[..., jax.Array]) -> Callable[[Callable[..., j
             return wrapped(*primals), tangent
 
         wrapped.defjvp(jvp)
-        wrapped.__doc__ = exact.__doc__
-        return wrapped
+        # Traced once for each shape, however often it is used.
+        return wraps(exact)(jax.jit(wrapped))
 
     return decorate
 
@@ -87,8 +90,7 @@ def add(a: jax.Array, b: jax.Array) -> jax.Array:
 @_differentiable(lax.sub)
 def subtract(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a - b``."""
-    small = (magnitude(a) < _bits_of(2.0**-100)) & (magnitude(b) < _bits_of(2.0**-100))
-    return propagate_nan(jnp.where(small, lower(lift(a) - lift(b), _LIFT), a - b), a, b)
+    return propagate_nan(add(a, -b), a, b)
 
 
 @_differentiable(lax.mul)
@@ -137,6 +139,7 @@ def exp(a: jax.Array) -> jax.Array:
     return propagate_nan(jnp.where(a < np.float32(-80), low, jnp.exp(a)), a)
 
 
+@jax.jit
 def less(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a < b`` where subnormals are not zero; False with NaN, and between the two zeros."""
     ordered = ~(is_nan(a) | is_nan(b)) & ((magnitude(a) | magnitude(b)) != 0)
@@ -147,6 +150,11 @@ def total_order(a: jax.Array) -> jax.Array:
     """int32 key that orders like float32 (IEEE total order: -0 below +0, NaN beyond infinity)."""
     bits = lax.bitcast_convert_type(a, jnp.int32)
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+
+
+def from_total_order(key: jax.Array) -> jax.Array:
+    """The float32 that has this key."""
+    return lax.bitcast_convert_type(key ^ ((key >> 31) & np.int32(0x7FFFFFFF)), jnp.float32)
 
 
 @_differentiable(lax.div)

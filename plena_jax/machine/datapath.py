@@ -7,7 +7,8 @@ a sweep hand the cursor on as long as the next record is of theirs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +69,7 @@ class _Sweep:
 
     def run(self, memories: Memories, cursor: Cursor) -> tuple[Memories, Cursor]:
         vram, cells, m_accum, hbm, int_sram, subnormal = memories
-        for branch in range(len(branches(Stage.MATMUL))):
-            cursor, m_accum = self.matmul(branch, vram, cells, hbm, subnormal, cursor, m_accum)
+        cursor, m_accum = self.matmul(vram, cells, hbm, subnormal, cursor, m_accum)
         cursor, vram = lax.while_loop(
             lambda c: self.at(c[0], Stage.WRITE), lambda c: self.write(cells, m_accum, hbm, *c), (cursor, vram)
         )
@@ -124,32 +124,34 @@ class _Sweep:
     # -- matrix products ----------------------------------------------------------------------------------------------
 
     def matmul(
-        self,
-        branch: int,
-        vram: jax.Array,
-        cells: jax.Array,
-        hbm: jax.Array,
-        subnormal: jax.Array,
-        cursor: Cursor,
-        m_accum: jax.Array,
+        self, vram: jax.Array, cells: jax.Array, hbm: jax.Array, subnormal: jax.Array, cursor: Cursor, m_accum: jax.Array
     ) -> tuple[Cursor, jax.Array]:
-        """Products of one kind in a row: in fast arithmetic if that is exact for what came out, else again in careful one."""
-        function = branches(Stage.MATMUL)[branch].function
+        """Products in a row: in fast arithmetic if that is exact for what came out, else again in careful one."""
+        functions = [b.function for b in branches(Stage.MATMUL)]
 
-        def here(cursor: Cursor) -> jax.Array:
-            return self.at(cursor, Stage.MATMUL) & (field(self.trace, cursor[0], Record.BRANCH) == branch)
-
-        def run(add: Callable[..., jax.Array], carry: tuple[Cursor, jax.Array]) -> tuple[Cursor, jax.Array]:
-            cursor, m_accum = carry
+        def run(cursor: Cursor, m_accum: jax.Array, operands: Callable[..., Any], add: Callable[..., Any]) -> Any:
             s = self.step(cursor)
-            x, w = function(View(self.config, vram, cells, hbm, m_accum), s)
+            x, w = operands(vram, cells, hbm, m_accum, s)
             return self.next(cursor, s), add(fresh(s, m_accum), x, w)
 
-        start = (cursor, m_accum)
-        fast = lax.while_loop(lambda c: here(c[0]) & ~subnormal, lambda c: run(accumulate_lifted, c), start)
+        def read(v: jax.Array, c: jax.Array, h: jax.Array, m: jax.Array, s: Step, function: Callable[..., Any]) -> Any:
+            return function(View(self.config, v, c, h, m), s)
+
+        def read_any(v: jax.Array, c: jax.Array, h: jax.Array, m: jax.Array, s: Step) -> Any:
+            return lax.switch(s.branch, [partial(read, function=f) for f in functions], v, c, h, m, s)
+
+        start = fast = (cursor, m_accum)
+        for branch, function in enumerate(functions):
+            fast = lax.while_loop(
+                lambda c, b=branch: self.at(c[0], Stage.MATMUL) & (field(self.trace, c[0][0], Record.BRANCH) == b) & ~subnormal,
+                lambda c, f=function: run(*c, partial(read, function=f), accumulate_lifted),
+                fast,
+            )
         good = jnp.all(is_finite(fast[1])) & ~subnormal
         again = jax.tree.map(lambda new, old: jnp.where(good, new, old), fast, start)
-        return lax.while_loop(lambda c: here(c[0]) & ~good, lambda c: run(accumulate, c), again)
+        return lax.while_loop(
+            lambda c: self.at(c[0], Stage.MATMUL) & ~good, lambda c: run(*c, read_any, accumulate), again
+        )
 
     # -- the other stages ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -241,9 +242,7 @@ def _transfers(
         bytes of HBM that it needs.
     """
     offsets = operands[Field.RS1].value
-    index = jnp.arange(LOG_ROWS, dtype=jnp.int32)
-    following = jnp.flip(lax.cummin(jnp.flip(jnp.where(moves, index, LOG_ROWS))))
-    following = jnp.concatenate([following, jnp.full(1, LOG_ROWS, jnp.int32)])
+    following = _following(moves)
 
     def body(carry: Any) -> Any:
         index, records, moved, top, stop, fault, needed = carry
@@ -256,12 +255,34 @@ def _transfers(
         top = jnp.where(bad, top, jnp.maximum(top, one.top))
         stop, fault = jnp.where(bad, index, stop), jnp.where(bad, one.fault, fault)
         needed = jnp.where(bad, one.top, needed)
-        return following[index + 1], records, moved, top, stop, fault, needed
+        return following(index), records, moved, top, stop, fault, needed
 
     zero = jnp.uint32(0)
-    start = (following[0], records, jnp.zeros((2, 2), jnp.uint32), zero, jnp.int32(LOG_ROWS), jnp.int32(0), zero)
+    start = (following(jnp.int32(-1)), records, jnp.zeros((2, 2), jnp.uint32), zero, jnp.int32(LOG_ROWS), jnp.int32(0), zero)
     _, *result = lax.while_loop(lambda c: (c[0] < end) & (c[4] == LOG_ROWS), body, start)
     return tuple(result)  # type: ignore[return-value]
+
+
+def _following(holds: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """A function from an index to the next larger one at which ``holds``, or LOG_ROWS. It looks at one block and one summary."""
+    size = 64
+    blocks = holds.reshape(-1, size)
+    some = jnp.any(blocks, axis=1)
+
+    def first(flags: jax.Array, after: jax.Array) -> jax.Array:
+        index = jnp.arange(flags.shape[0], dtype=jnp.int32)
+        return jnp.min(jnp.where(flags & (index > after), index, flags.shape[0]))
+
+    def find(index: jax.Array) -> jax.Array:
+        at = index + 1
+        block = jnp.minimum(at // size, blocks.shape[0] - 1)
+        here = first(blocks[block], at - block * size - 1)
+        other = first(some, block)
+        there = first(blocks[jnp.minimum(other, blocks.shape[0] - 1)], jnp.int32(-1))
+        found = jnp.where(here < size, block * size + here, other * size + there)
+        return jnp.where((here == size) & (other == blocks.shape[0]), LOG_ROWS, found)
+
+    return find
 
 
 class _Transferred(NamedTuple):

@@ -13,6 +13,7 @@ and the plain sum is taken. Derivatives are those of the plain products and sums
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from jax import lax
 
 from plena_jax import arithmetic
 from plena_jax.arithmetic import lift, lower
-from plena_jax.bits import INFINITY, is_nan, magnitude, u32
+from plena_jax.bits import INFINITY, from_bits, i32, is_nan, magnitude, to_bits, u32
 
 #: k steps that the reference's matrix product adds up before it starts a new partial sum.
 K_BLOCK = 128
@@ -35,6 +36,8 @@ _MATERIALISE_BYTES = 1 << 18
 #: second, products below half the smallest subnormal number are all that is lost; the hardware model drops them too.
 LIFT = 88
 LIFT_BOTH = 44
+#: Exponent up to which lifted terms may be summed: what is left of float32's range allows for 2**17 of them.
+_ROOM = 110
 
 Plain = Callable[..., jax.Array]
 
@@ -49,8 +52,7 @@ def _differentiable(plain: Plain) -> Callable[[Plain], Plain]:
             return wrapped(*primals), jax.jvp(plain, primals, tangents)[1]
 
         wrapped.defjvp(jvp)
-        wrapped.__doc__ = exact.__doc__
-        return wrapped
+        return wraps(exact)(jax.jit(wrapped))
 
     return decorate
 
@@ -66,7 +68,8 @@ def is_finite(a: jax.Array) -> jax.Array:
 @_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """``a + x @ w`` for float32 [m, n], [m, k], [k, n], added along k."""
-    return _lowered_sum(a, matmul(lift(x, LIFT_BOTH), lift(w, LIFT_BOTH)), 2 * LIFT_BOTH, lambda: matmul(x, w))
+    x, w, large = _lifted_operands(x, w)
+    return _add_lifted(a, matmul(x, w), large)
 
 
 @_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
@@ -78,12 +81,27 @@ def accumulate_lifted(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     return lower(lift(a, LIFT) + matmul(lift(x, LIFT), w), LIFT)
 
 
-def _lowered_sum(a: jax.Array, lifted: jax.Array, exponent: int, plain: Callable[[], jax.Array]) -> jax.Array:
-    """``a + lifted * 2**-exponent``, or ``a + plain()`` where that is infinite or NaN."""
-    total = lift(a, exponent) + lifted
-    return jnp.where(is_finite(total), lower(total, exponent), arithmetic.add(a, plain()))
+def _lifted_operands(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Both operands of a product lifted, or as they are if that might overflow; and which of the two."""
+    large = _exponent(x) + _exponent(w) >= 2 * 127 + _ROOM - 2 * LIFT_BOTH
+    safely = lambda a: jnp.where(large, a, lift(a, LIFT_BOTH))
+    return *lax.optimization_barrier((safely(x), safely(w))), large
 
 
+def _exponent(a: jax.Array) -> jax.Array:
+    """int32 []: exponent field of the largest magnitude."""
+    return lax.reduce(i32(magnitude(a) >> 23), np.int32(0), lax.max, tuple(range(a.ndim)))
+
+
+def _add_lifted(a: jax.Array, total: jax.Array, large: jax.Array) -> jax.Array:
+    """``a + total``, where total is lifted unless ``large``."""
+    # If a itself is too large to be lifted, total cannot be so small that a subnormal part of it counts.
+    lifted = lift(a, LIFT) + total
+    plain = a + jnp.where(large, total, lower(total, LIFT))
+    return jnp.where(large | ~is_finite(lifted), arithmetic.propagate_nan(plain, a, total), lower(lifted, LIFT))
+
+
+@jax.jit
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """``x @ w``, in plain arithmetic: one product after the other along k, in blocks of 128."""
     k = len(w)
@@ -119,11 +137,11 @@ def accumulate_dots(a: jax.Array, x: jax.Array, rows: jax.Array) -> jax.Array:
 
     A k that is not a multiple of 8 adds one by one.
     """
-    return _lowered_sum(
-        a, _dot_lanes(lift(x, LIFT_BOTH), lift(rows, LIFT_BOTH)), 2 * LIFT_BOTH, lambda: _dot_lanes(x, rows)
-    )
+    x, rows, large = _lifted_operands(x, rows)
+    return _add_lifted(a, _dot_lanes(x, rows), large)
 
 
+@jax.jit
 def _dot_lanes(x: jax.Array, rows: jax.Array) -> jax.Array:
     products = lax.optimization_barrier(x * rows)
     n, k = rows.shape
@@ -151,10 +169,12 @@ def _sequential(terms: jax.Array) -> jax.Array:
 @_differentiable(lambda rows: rows.sum(axis=-1))
 def row_sum(rows: jax.Array) -> jax.Array:
     """float32 [m] sums over the last axis of [m, n]."""
-    total = _row_sum(lift(rows, LIFT))
-    return jnp.where(is_finite(total), lower(total, LIFT), _row_sum(rows))
+    large = _exponent(rows) >= 127 + _ROOM - LIFT
+    total = _row_sum(jnp.where(large, rows, lift(rows, LIFT)))
+    return jnp.where(large, total, lower(total, LIFT))
 
 
+@jax.jit
 def _row_sum(rows: jax.Array) -> jax.Array:
     m, n = rows.shape
     whole = n // LANES
@@ -176,19 +196,24 @@ def _row_sum(rows: jax.Array) -> jax.Array:
     return total
 
 
+@jax.jit
 def row_max(rows: jax.Array) -> jax.Array:
     """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the one the reference gives."""
-    rows = rows[:, jnp.asarray(_max_priority(rows.shape[1]))]
-    while rows.shape[1] > 1:
-        pairs = rows.shape[1] // 2
-        low, high = rows[:, : 2 * pairs : 2], rows[:, 1 : 2 * pairs : 2]
-        # On a tie the later one stays: only zeros of different sign can tell.
-        kept = jnp.where(arithmetic.less(high, low) | is_nan(low), low, high)
-        rows = jnp.concatenate([kept, rows[:, 2 * pairs :]], axis=1)
-    return rows[:, 0]
+    rank, bits = jnp.asarray(_max_rank(rows.shape[1])), to_bits(rows)
+    over = lambda keys, kind=lax.max, start=-(2**31): lax.reduce(keys, np.int32(start), kind, (1,))
+    # Both zeros have the key 0. Of several the last in rank counts.
+    zero = magnitude(rows) == 0
+    most = over(jnp.where(zero, 0, arithmetic.total_order(rows)))
+    last_zero = over(jnp.where(zero, 2 * rank + i32(bits >> 31), -1))
+    largest = jnp.where(most == 0, u32(last_zero & 1) << 31, to_bits(arithmetic.from_total_order(most)))
+    # Of several NaN the first in rank.
+    first_nan = over(jnp.where(is_nan(rows), rank, rows.shape[1]), lax.min, 2**31 - 1)
+    nan = over(jnp.where(rank == first_nan[:, None], lax.bitcast_convert_type(bits, jnp.int32), -(2**31)))
+    return from_bits(jnp.where(first_nan < rows.shape[1], lax.bitcast_convert_type(nan, jnp.uint32), largest))
 
 
-def _max_priority(n: int) -> np.ndarray:
-    """Lanes in the order in which an eight-lane maximum, folded in halves, prefers them: the last one wins a tie."""
+def _max_rank(n: int) -> np.ndarray:
+    """Rank of each lane in the order in which an eight-lane maximum, folded in halves, prefers them."""
     order = {lane: rank for rank, lane in enumerate([0, 4, 2, 6, 1, 5, 3, 7])}
-    return np.array(sorted(range(n), key=lambda i: (order[i % LANES], i // LANES)), np.int32)
+    lanes = sorted(range(n), key=lambda i: (order[i % LANES], i // LANES))
+    return np.argsort(np.array(lanes)).astype(np.int32)

@@ -67,10 +67,7 @@ class View:
     def operand(self, step: Step, name: str) -> jax.Array:
         """float32 [VLEN]: a vector SRAM row, or a scalar in every lane; ``name`` is "rs1" or "rs2"."""
         row, lane = getattr(step, name), getattr(step, f"{name}_lane")
-        in_vram = step.has(Flag[f"{name.upper()}_VRAM"])
-        zero = jnp.int32(0)
-        value = self.scalar(jnp.where(in_vram, zero, row), jnp.where(in_vram, zero, lane))
-        return jnp.where(in_vram, self.row(jnp.where(in_vram, row, zero)), value)
+        return _operand(self.vram, self.cells, step.has(Flag[f"{name.upper()}_VRAM"]), row, lane)
 
     @cached_property
     def bmm_scale(self) -> jax.Array:
@@ -92,10 +89,7 @@ class View:
 
         In vector SRAM head slots that are not active take ``inactive``; a scalar result is the same in every lane.
         """
-        row = self.round(jnp.where(self.active(step), result, inactive))
-        is_row = step.has(Flag.RD_VRAM)
-        safe = step._replace(rd=jnp.where(is_row, 0, step.rd))
-        return jnp.where(is_row, row, self.with_scalar(safe, round_scalar(result)))
+        return _written(self.cells, step, result, inactive, self.config)
 
     def round(self, x: jax.Array) -> jax.Array:
         """``x`` as VRAM stores it; straight-through for derivatives."""
@@ -129,3 +123,22 @@ def round_scalar(x: jax.Array) -> jax.Array:
 @round_scalar.defjvp
 def _round_scalar_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     return round_scalar(primals[0]), tangents[0]
+
+
+@jax.jit
+def _operand(vram: jax.Array, cells: jax.Array, in_vram: jax.Array, row: jax.Array, lane: jax.Array) -> jax.Array:
+    zero = jnp.int32(0)
+    scalar = block_of(cells, jnp.where(in_vram, zero, row), 1, jnp.where(in_vram, zero, lane), 1)[0, 0]
+    return jnp.where(in_vram, block_of(vram, jnp.where(in_vram, row, zero), 1)[0], scalar)
+
+
+@partial(jax.jit, static_argnames="config")
+def _written(
+    cells: jax.Array, step: Step, result: jax.Array, inactive: jax.Array, config: MachineConfig
+) -> jax.Array:
+    is_row = step.has(Flag.RD_VRAM)
+    view = View(config, cells, cells, cells, cells)
+    old = view.block(jnp.where(is_row, 0, step.rd), 1)[0]
+    here = jnp.arange(config.vlen, dtype=jnp.int32) == step.rd_lane
+    row = view.round(jnp.where(view.active(step), result, inactive))
+    return jnp.where(is_row, row, jnp.where(here, round_scalar(result), old))

@@ -5,8 +5,6 @@ One function serves a family: with rows or f registers as operands, and a row, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -19,23 +17,14 @@ from plena_jax.machine.view import View
 _NAN = 0x7FC00000
 
 
-def _one_if(name: str) -> Callable[[dict[str, int]], int]:
-    return lambda fields: int(fields.get(name, 0) != 0)
-
-
 @semantic("V_ADD_VV", "V_ADD_VF", "S_ADD_FP", stage=Stage.ROW)
+@semantic("V_SUB_VV", "V_SUB_VF", "S_SUB_FP", stage=Stage.ROW, argument=lambda fields: 2 if fields.get("order") else 1)
 def add(view: View, step: Step) -> jax.Array:
-    """A + B."""
+    """A + B, A - B, or A - B reversed, which is -(A - B) and so gives -0 where both are equal."""
     a, b = view.operand(step, "rs1"), view.operand(step, "rs2")
-    return view.written(step, arithmetic.add(a, b), a)
-
-
-@semantic("V_SUB_VV", "V_SUB_VF", "S_SUB_FP", stage=Stage.ROW, argument=_one_if("order"))
-def subtract(view: View, step: Step) -> jax.Array:
-    """A - B; reversed it is -(A - B), which gives -0 where both are equal."""
-    a, b = view.operand(step, "rs1"), view.operand(step, "rs2")
-    difference = arithmetic.subtract(a, b)
-    return view.written(step, jnp.where(step.argument != 0, -difference, difference), a)
+    total = arithmetic.add(a, jnp.where(step.argument == 0, b, -b))
+    total = arithmetic.propagate_nan(total, a, b)
+    return view.written(step, jnp.where(step.argument == 2, -total, total), a)
 
 
 @semantic("V_MUL_VV", "V_MUL_VF", "S_MUL_FP", stage=Stage.ROW)
@@ -46,26 +35,14 @@ def multiply(view: View, step: Step) -> jax.Array:
 
 
 @semantic("V_MAX_VF", stage=Stage.ROW)
-def maximum(view: View, step: Step) -> jax.Array:
-    """max(A, f): NaN if f is, a NaN lane stays, ties keep the lane."""
-    a, f = view.operand(step, "rs1"), view.operand(step, "rs2")
-    larger = jnp.where(arithmetic.less(a, f), f, a)
-    return view.written(step, jnp.where(is_nan(f), from_bits(_NAN), larger), a)
-
-
-@semantic("V_MIN_VF", stage=Stage.ROW)
-def minimum(view: View, step: Step) -> jax.Array:
-    """min(A, f): NaN if f is, a NaN lane stays, ties keep the lane."""
-    a, f = view.operand(step, "rs1"), view.operand(step, "rs2")
-    smaller = jnp.where(arithmetic.less(f, a), f, a)
-    return view.written(step, jnp.where(is_nan(f), from_bits(_NAN), smaller), a)
-
-
-@semantic("S_MAX_FP", stage=Stage.ROW)
-def scalar_maximum(view: View, step: Step) -> jax.Array:
-    """B if it is larger than A, else A: NaN in A stays, NaN in B is ignored."""
+@semantic("V_MIN_VF", stage=Stage.ROW, argument=lambda fields: 1)
+@semantic("S_MAX_FP", stage=Stage.ROW, argument=lambda fields: 2)
+def select(view: View, step: Step) -> jax.Array:
+    """B if it is larger than A, or smaller, else A, so that ties and NaN keep A; V_* give NaN if B is."""
     a, b = view.operand(step, "rs1"), view.operand(step, "rs2")
-    return view.written(step, jnp.where(arithmetic.less(a, b), b, a), a)
+    smallest, scalar = step.argument == 1, step.argument == 2
+    chosen = jnp.where(arithmetic.less(jnp.where(smallest, b, a), jnp.where(smallest, a, b)), b, a)
+    return view.written(step, jnp.where(is_nan(b) & ~scalar, from_bits(_NAN), chosen), a)
 
 
 @semantic("V_EXP_V", "S_EXP_FP", stage=Stage.ROW)

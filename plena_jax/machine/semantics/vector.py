@@ -87,6 +87,22 @@ def topk_window(policy: jax.Array, offset: jax.Array) -> jax.Array:
     return offset < jnp.where(policy == 0, *(jnp.uint32(k) for _, k in TOPK_POLICIES))
 
 
+def _largest(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Indices and values of the TOPK_ENTRIES largest keys, the lower index first among equals."""
+    index = jnp.arange(keys.shape[0], dtype=jnp.int32)
+
+    def take(rank: int, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        taken, order, chosen = carry
+        top = jnp.max(jnp.where(taken, np.int32(-(2**31)), keys))
+        first = jnp.min(jnp.where(~taken & (keys == top), index, keys.shape[0] - 1))
+        slot = jnp.arange(TOPK_ENTRIES) == rank
+        return taken | (index == first), jnp.where(slot, first, order), jnp.where(slot, values[first], chosen)
+
+    nothing = jnp.zeros(keys.shape, bool), jnp.zeros(TOPK_ENTRIES, jnp.int32), jnp.zeros(TOPK_ENTRIES, jnp.float32)
+    _, order, chosen = lax.fori_loop(0, TOPK_ENTRIES, take, nothing)
+    return order, chosen
+
+
 @semantic("V_TOPK", stage=Stage.TOPK, argument=lambda fields: fields["policy"])
 def v_topk(view: View, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weights, expert indices, and how many of them count."""
@@ -104,9 +120,7 @@ def v_topk(view: View, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
     logits = jnp.where(is_nan(logits), -jnp.inf, logits)
     present = jnp.arange(most) < experts
     keys = jnp.where(present, arithmetic.total_order(logits), np.int32(-(2**31)))
-    # A stable sort of the complement puts the largest first and, among equals, the lower index.
-    order = jnp.argsort(~keys, stable=True)[:TOPK_ENTRIES]
-    chosen = logits[order]
+    order, chosen = _largest(keys, logits)
     lead = chosen[0]
     weights = arithmetic.exp_below_one(arithmetic.subtract(chosen, jnp.broadcast_to(lead, chosen.shape)))
     total = lax.fori_loop(
