@@ -1,0 +1,60 @@
+"""plena_jax: a differentiable functional emulator of the PLENA accelerator in JAX.
+
+>>> import plena_jax
+>>> program = plena_jax.assemble("S_ADDI_INT gp1, gp0, 42")
+>>> int(plena_jax.run(program).gp[1])
+42
+"""
+
+from plena_jax import formats
+from plena_jax.assembler import assemble
+from plena_jax.config import Formats, Intended, Latency, MachineConfig
+from plena_jax.disassembler import disassemble
+from plena_jax.errors import (
+    AssemblyError,
+    ConfigError,
+    EngineError,
+    FormatError,
+    ImageError,
+    MachineFault,
+    PlenaError,
+    ProgramError,
+)
+from plena_jax.isa import INSTRUCTIONS
+from plena_jax.machine.faults import Fault
+from plena_jax.machine.images import Images
+from plena_jax.machine.resolved import Trace, resolve
+from plena_jax.machine.run import EngineChoice, engine_for, run
+from plena_jax.machine.state import LoopStack, MachineState
+from plena_jax.program import Program
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "INSTRUCTIONS",
+    "AssemblyError",
+    "ConfigError",
+    "EngineChoice",
+    "EngineError",
+    "Fault",
+    "FormatError",
+    "Formats",
+    "ImageError",
+    "Images",
+    "Intended",
+    "Latency",
+    "LoopStack",
+    "MachineConfig",
+    "MachineFault",
+    "MachineState",
+    "PlenaError",
+    "Program",
+    "ProgramError",
+    "Trace",
+    "assemble",
+    "disassemble",
+    "engine_for",
+    "formats",
+    "resolve",
+    "run",
+]

@@ -6,23 +6,47 @@ datapath instructions (see :mod:`plena_jax.machine.control`); a fault takes it b
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from plena_jax.config import MachineConfig
 from plena_jax.machine import lanes
 from plena_jax.machine.control import Stop, control_loop, put
 from plena_jax.machine.datapath import Memories, execute, pack_memories, unpack_memories
-from plena_jax.machine.decode import Table
+from plena_jax.machine.decode import Column, Table
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.lanes import Side
 from plena_jax.machine.plan import plan
-from plena_jax.machine.state import MachineState
+from plena_jax.machine.semantics.registry import Stage
+from plena_jax.machine.state import INTEGER_FIELDS, MachineState
 from plena_jax.machine.transfer import add64
+
+Result = tuple[MachineState, jax.Array]
+
+
+def run_architectural(table: Table, state: MachineState, limit: jax.Array, config: MachineConfig) -> Result:
+    """Run a decoded program from ``state.pc`` until it halts, faults, or has executed ``limit`` instructions.
+
+    Under ``vmap`` over states, lanes whose registers, loops and INT SRAM are the same share one integer machine; if they
+    differ, or the program has V_TOPK, lanes run one after the other.
+
+    Args:
+        table: the decoded program.
+        state: where to start.
+        limit: int32 [], instructions to execute at most; negative for no limit.
+        config: the machine.
+
+    Returns:
+        The final state and, after an UNALLOCATED fault, how many VRAM rows or HBM bytes are needed.
+    """
+    return _jitted(config)(table, state, limit)
 
 
 class _Carry(NamedTuple):
@@ -35,21 +59,7 @@ class _Carry(NamedTuple):
     needed: jax.Array
 
 
-@partial(jax.jit, static_argnames=("config",))
-def run_architectural(
-    table: Table, state: MachineState, limit: jax.Array, config: MachineConfig
-) -> tuple[MachineState, jax.Array]:
-    """Run a decoded program from ``state.pc`` until it halts, faults, or has executed ``limit`` instructions.
-
-    Args:
-        table: the decoded program.
-        state: where to start.
-        limit: int32 [], instructions to execute at most; negative for no limit.
-        config: the machine.
-
-    Returns:
-        The final state and, after an UNALLOCATED fault, how many VRAM rows or HBM bytes are needed.
-    """
+def _run(table: Table, state: MachineState, limit: jax.Array, config: MachineConfig, topk: bool) -> Result:
     vram_rows, hbm_bytes = state.vram.shape[0], state.hbm.shape[0]
     until = state.ticks + limit.astype(jnp.uint32)
 
@@ -58,17 +68,18 @@ def run_architectural(
         found = plan(log, core[lanes.LOGGED], table, config, vram_rows, hbm_bytes)
         again = found.fault != 0
         memories = execute(config, c.memories._replace(int_sram=side.int_sram), found.records, found.count * ~again)
-        side = side._replace(int_sram=memories.int_sram)
+        if topk:
+            side = side._replace(int_sram=memories.int_sram)
         # A fault in the log: once more from where this turn began, up to the instruction at fault.
         registers = put(c.side.registers, (lanes.UNTIL, found.tick), (lanes.HAS_UNTIL, 1))
         pick = lambda first, second: jax.tree.map(lambda a, b: jnp.where(again, a, b), first, second)
         core, side = pick((c.core, c.side._replace(registers=registers)), (core, side))
-        moved = jnp.stack([jnp.stack(add64(*a, *b)) for a, b in zip(c.moved, found.moved, strict=True)])
         # Arrived at the instruction at fault: say so.
         arrived = (c.fault != 0) & ~again
         status = jnp.where(arrived, c.fault, side.registers[lanes.STATUS].astype(jnp.int32))
         stop = jnp.where(again, Stop.RUNNING, side.registers[lanes.STOP].astype(jnp.int32))
         side = side._replace(registers=put(side.registers, (lanes.STATUS, status), (lanes.STOP, stop)))
+        moved = jnp.stack([jnp.stack(add64(*a, *b)) for a, b in zip(c.moved, found.moved, strict=True)])
         return _Carry(
             core,
             side,
@@ -85,8 +96,59 @@ def run_architectural(
     core, side = lanes.pack(state)
     limited = (lanes.UNTIL, until), (lanes.HAS_UNTIL, limit >= 0)
     side = side._replace(registers=put(side.registers, (lanes.STATUS, Fault.OK), *limited))
-    zero = jnp.uint32(0)
-    start = _Carry(core, side, pack_memories(config, state), state.hbm_blocks, jnp.int32(0), zero)
+    start = _Carry(core, side, pack_memories(config, state), state.hbm_blocks, jnp.int32(0), jnp.uint32(0))
     end = lax.while_loop(goes_on, body, start)
     final = lanes.unpack(end.core, end.side, state).replace(hbm_blocks=end.moved)
     return unpack_memories(config, end.memories, final, end.core[lanes.FRESH]), end.needed
+
+
+@lru_cache(maxsize=32)
+def _jitted(config: MachineConfig) -> Callable[[Table, MachineState, jax.Array], Result]:
+    return jax.jit(_batchable(config))
+
+
+def _batchable(config: MachineConfig) -> Callable[[Table, MachineState, jax.Array], Result]:
+    run = custom_vmap(partial(_run, config=config, topk=True))
+
+    @run.def_vmap
+    def rule(axis_size: int, batched: Any, table: Table, state: MachineState, limit: jax.Array) -> tuple[Result, Any]:
+        def one_after_the_other(state: MachineState) -> Result:
+            def one(index: jax.Array) -> Result:
+                pick = lambda value, is_batched: value[index] if is_batched else value
+                return run(*jax.tree.map(pick, (table, state, limit), tuple(batched)))
+
+            return lax.map(one, jnp.arange(axis_size))
+
+        def together(state: MachineState) -> Result:
+            return _together(table, state, limit, batched[1], axis_size, config)
+
+        if any(jax.tree.leaves((batched[0], batched[2]))):
+            result = one_after_the_other(state)
+        else:
+            same = ~jnp.any(table.templates[:, Column.STAGE] == Stage.TOPK)
+            for name in INTEGER_FIELDS:
+                fields = jax.tree.leaves(getattr(state, name)), jax.tree.leaves(getattr(batched[1], name))
+                for value, is_batched in zip(*fields, strict=True):
+                    same = same & (jnp.all(value == value[:1]) if is_batched else True)
+            result = lax.cond(same, together, one_after_the_other, state)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return run
+
+
+def _together(
+    table: Table, state: MachineState, limit: jax.Array, batched: MachineState, axis_size: int, config: MachineConfig
+) -> Result:
+    """All lanes with the integer machine of the first one."""
+    axes: dict[str, Any] = {}
+    first = state
+    for item in dataclasses.fields(MachineState):
+        value, flags = getattr(state, item.name), getattr(batched, item.name)
+        if item.name in INTEGER_FIELDS:
+            first = first.replace(**{item.name: jax.tree.map(lambda v, b: v[0] if b else v, value, flags)})
+            axes[item.name] = jax.tree.map(lambda _: None, value)
+        else:
+            axes[item.name] = 0 if flags else None
+    run = partial(_run, table, limit=limit, config=config, topk=False)
+    mapped = jax.vmap(lambda s: run(s), in_axes=(MachineState(**axes),), axis_size=axis_size)
+    return mapped(first)

@@ -18,6 +18,7 @@ from jax import lax
 from plena_jax.bits import u32
 from plena_jax.config import MachineConfig
 from plena_jax.isa import SRAM_ENTRIES
+from plena_jax.machine.batching import any_lane
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.record import Flag, Record, Step, field, step
 from plena_jax.machine.semantics import Accumulator, Stage, branches
@@ -147,7 +148,7 @@ class _Sweep:
                 lambda c, f=function: run(*c, partial(read, function=f), accumulate_lifted),
                 fast,
             )
-        good = jnp.all(is_finite(fast[1])) & ~subnormal
+        good = ~any_lane(jnp.any(~is_finite(fast[1]))) & ~subnormal
         again = jax.tree.map(lambda new, old: jnp.where(good, new, old), fast, start)
         return lax.while_loop(
             lambda c: self.at(c[0], Stage.MATMUL) & ~good, lambda c: run(*c, read_any, accumulate), again
@@ -183,7 +184,7 @@ class _Sweep:
         s = self.step(cursor)
         new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, s)
         vram, cells = self.put_rows(Stage.WIDE, s, new, vram, cells)
-        return self.next(cursor, s), vram, cells, subnormal | has_subnormal(new)
+        return self.next(cursor, s), vram, cells, subnormal | any_lane(has_subnormal(new))
 
     def switch(
         self, stage: Stage, vram: jax.Array, cells: jax.Array, m_accum: jax.Array, hbm: jax.Array, s: Step
@@ -283,7 +284,7 @@ def pack_memories(config: MachineConfig, state: MachineState) -> Memories:
     window = max(max(t.element_bytes, t.scale_bytes) for t in Transfers.of(config).vector)
     hbm = jnp.pad(state.hbm, (0, max(window - state.hbm.shape[0], 0)))
     vram = jnp.pad(state.vram, ((0, max(config.blen - state.vram.shape[0], 0)), (0, 0)))
-    return Memories(vram, cells, state.m_accum, hbm, state.int_sram, has_subnormal(state.mram))
+    return Memories(vram, cells, state.m_accum, hbm, state.int_sram, any_lane(has_subnormal(state.mram)))
 
 
 def unpack_memories(config: MachineConfig, memories: Memories, state: MachineState, fresh: jax.Array) -> MachineState:

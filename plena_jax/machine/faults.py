@@ -30,8 +30,6 @@ class Fault(enum.IntEnum):
     #: Only while resolving: an integer that the datapath computed (V_TOPK) decides where the program goes.
     DATA_DEPENDENT = 17
     BREAK_UNMATCHED = 18
-    #: A trace was run on a machine whose integer registers are not those it was resolved for.
-    TRACE_MISMATCH = 19
 
 
 #: Faults after which the same instruction can be tried again with a larger state.

@@ -264,6 +264,12 @@ class MachineState:
         return f"MachineState({shapes})"
 
 
+#: Fields that the integer side owns: they do not depend on the datapath, except INT SRAM through V_TOPK.
+INTEGER_FIELDS = (
+    "int_sram", "gp", "a", "scale", "stride", "v_mask", "loops", "pc", "status", "ticks", "counts", "cycles", "hbm_blocks",
+)  # fmt: skip
+
+
 def _wide(pair: np.ndarray) -> int:
     return int(pair[0]) | int(pair[1]) << 32
 

@@ -151,7 +151,7 @@ class Transfers:
 def add64(low: jax.Array, high: jax.Array, more: jax.Array, more_high: jax.Array | int = 0) -> tuple[jax.Array, jax.Array]:
     """``(low, high) + (more, more_high)`` modulo 2**64."""
     total = low + more
-    return total, high + u32(more_high) + (total < more).astype(jnp.uint32)
+    return total, high + jnp.asarray(more_high).astype(jnp.uint32) + (total < more).astype(jnp.uint32)
 
 
 def element_address(low: jax.Array, high: jax.Array, stride: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:

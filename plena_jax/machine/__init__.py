@@ -1,0 +1,1 @@
+"""The emulated machine: state, semantics of every instruction, engines."""

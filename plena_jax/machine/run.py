@@ -1,0 +1,181 @@
+"""Running programs: the one entry point, and the choice of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from plena_jax.config import MachineConfig
+from plena_jax.errors import EngineError
+from plena_jax.machine.architectural import run_architectural
+from plena_jax.machine.decode import decode
+from plena_jax.machine.explain import explain
+from plena_jax.machine.faults import Fault
+from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
+from plena_jax.machine.state import (
+    INTEGER_FIELDS,
+    MAX_ALLOCATED_HBM,
+    MachineState,
+    hbm_allocation,
+    vram_allocation,
+)
+from plena_jax.program import Program
+
+Engine = Literal["auto", "architectural", "resolved"]
+#: Called with the number of instructions executed so far.
+Progress = Callable[[int], None]
+#: Instructions between two calls of a progress function on the architectural engine.
+_SLICE = 1 << 22
+
+
+class EngineChoice(NamedTuple):
+    """The engine that ``run`` takes, and why.
+
+    Attributes:
+        name: "architectural" or "resolved".
+        reason: in words.
+        trace: the resolved trace, if that is the engine.
+    """
+
+    name: str
+    reason: str
+    trace: Trace | None = None
+
+
+def engine_for(
+    program: Program | ArrayLike,
+    state: MachineState,
+    config: MachineConfig,
+    engine: Engine = "auto",
+    max_instructions: int | None = None,
+) -> EngineChoice:
+    """Which engine :func:`run` takes for a program on a state: resolved wherever possible, else architectural.
+
+    Raises:
+        EngineError: "resolved" was asked for and cannot be; the message says why.
+        ProgramError: the machine refuses to load the program.
+    """
+    if engine not in get_args(Engine):
+        raise EngineError(f"engine {engine!r}; allowed: {', '.join(map(repr, get_args(Engine)))}")
+    if engine == "architectural":
+        return EngineChoice("architectural", "asked for")
+    integers = jax.tree.leaves([getattr(state, name) for name in INTEGER_FIELDS])
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in integers):
+        why = "registers and loops of the state are traced, so that addresses are not known"
+    else:
+        try:
+            trace = resolve(_program(program), config, state, max_instructions)
+            return EngineChoice("resolved", "no address, register or loop depends on data", trace)
+        except Unresolvable as error:
+            why = str(error)
+    if engine == "resolved":
+        raise EngineError(f"engine 'resolved': {why}; engine 'architectural' runs anything")
+    return EngineChoice("architectural", why)
+
+
+def run(
+    program: Program | ArrayLike,
+    state: MachineState | None = None,
+    config: MachineConfig | None = None,
+    *,
+    engine: Engine = "auto",
+    max_instructions: int | None = None,
+    throw: bool = True,
+    donate: bool = False,
+    progress: Progress | None = None,
+) -> MachineState:
+    """Run a program from ``state.pc`` until it ends, and return the final state.
+
+    Works inside ``jit`` and ``vmap``; there a fault is only recorded in ``state.status`` (see :class:`Fault`), and memories do
+    not grow. Both engines end in the same state, bit for bit.
+
+    Args:
+        program: a :class:`Program`, or its machine words.
+        state: where to start; a machine at reset by default.
+        config: the machine, the published transactional profile by default.
+        engine: "resolved" works out registers, loops and addresses once and keeps them; "architectural" executes every
+            instruction and runs anything; "auto" takes the first where it can (:func:`engine_for` tells).
+        max_instructions: stop with status ``Fault.LIMIT`` after so many; running on from there is the same as one long run.
+        throw: raise a fault as an exception.
+        donate: the memories of ``state`` may be overwritten; it cannot be used again. Saves a copy of VRAM and HBM.
+        progress: called now and then with the number of instructions executed.
+
+    Raises:
+        MachineFault: an instruction could not be executed. ``fault.state`` is the machine before it.
+        ProgramError: the machine refuses to load the program.
+        EngineError: the engine asked for cannot run it.
+    """
+    config = MachineConfig() if config is None else config
+    state = MachineState.create(config) if state is None else state
+    program = _program(program)
+    _check(state, config, max_instructions)
+    choice = engine_for(program, state, config, engine, max_instructions)
+    if choice.trace is not None:
+        final = _run_resolved(choice.trace, state, donate, progress)
+    else:
+        final = _run_architectural(program, state, config, max_instructions, progress)
+    concrete = not isinstance(final.status, jax.core.Tracer)
+    if throw and concrete and np.ndim(final.status) == 0 and final.fault not in (Fault.OK, Fault.LIMIT):
+        raise explain(program, final, config)
+    return final
+
+
+def _program(program: Program | ArrayLike) -> Program:
+    return program if isinstance(program, Program) else Program.from_words(program)
+
+
+def _check(state: MachineState, config: MachineConfig, max_instructions: int | None) -> None:
+    expected = (config.tiles, config.mlen, config.mlen)
+    if state.vram.ndim != 2 or state.vram.shape[1] != config.vlen or state.mram.shape != expected:
+        raise EngineError(
+            f"the state has VRAM {list(state.vram.shape)} and MRAM {list(state.mram.shape)}, the configuration VRAM "
+            f"[rows, {config.vlen}] and MRAM {list(expected)}: it was made for another machine (or a batch: use vmap)"
+        )
+    if max_instructions is not None and not 0 <= max_instructions < 2**31:
+        raise EngineError(f"max_instructions {max_instructions}; allowed: 0 to 2**31 - 1")
+
+
+def _run_resolved(trace: Trace, state: MachineState, donate: bool, progress: Progress | None) -> MachineState:
+    grown = _grown(state, trace.config, trace.vram_rows, trace.hbm_bytes)
+    ratio = trace.instructions / max(len(trace), 1)
+    report = None if progress is None else lambda done: progress(int(done * ratio))
+    return run_trace(trace, grown, donate, report)
+
+
+def _grown(state: MachineState, config: MachineConfig, rows: int, size: int) -> MachineState:
+    """``state`` with enough allocated, in few different sizes."""
+    if size > min(config.hbm_size, MAX_ALLOCATED_HBM):
+        raise EngineError(
+            f"HBM: the program stores up to byte {size}; a state can hold {MAX_ALLOCATED_HBM} bytes (indices are 32-bit)"
+        )
+    more_rows = vram_allocation(config, rows) if rows > state.vram.shape[0] else state.vram.shape[0]
+    more_bytes = hbm_allocation(config, size) if size > state.hbm.shape[0] else state.hbm.shape[0]
+    return state.grown(more_rows, more_bytes)
+
+
+def _run_architectural(
+    program: Program, state: MachineState, config: MachineConfig, limit: int | None, progress: Progress | None
+) -> MachineState:
+    table = jax.tree.map(jnp.asarray, decode(program, config))
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
+    if traced:
+        return run_architectural(table, state, jnp.int32(-1 if limit is None else limit), config)[0]
+    begin, done = state.instructions, 0
+    while True:
+        left = None if limit is None else limit - done
+        step = left if progress is None else min(_SLICE, _SLICE if left is None else left)
+        state, needed = run_architectural(table, state, jnp.int32(-1 if step is None else step), config)
+        done = state.instructions - begin
+        if progress is not None:
+            progress(done)
+        if state.fault is Fault.VRAM_UNALLOCATED:
+            state = _grown(state, config, int(needed), 0)
+        elif state.fault is Fault.HBM_UNALLOCATED:
+            state = _grown(state, config, 0, int(needed))
+        elif state.fault is not Fault.LIMIT or done == limit:
+            return state
