@@ -82,13 +82,18 @@ def put(values: jax.Array, *writes: tuple[Any, Any]) -> jax.Array:
     return values
 
 
-def _is_fast(core: jax.Array, table: Table) -> jax.Array:
+def _rows(log: jax.Array) -> int:
+    """Rows that count; the last one is for what logs nothing when the log is full."""
+    return log.shape[0] - 1
+
+
+def _is_fast(core: jax.Array, log: jax.Array, table: Table) -> jax.Array:
     word = Word.at(table, core[lanes.PC].astype(jnp.int32))
     rd, kind = word.register(Field.RD), word.column(Column.CLASS)
     again = (lane(core, lanes.GP + rd) > 1) & (lane(core, lanes.START + rd) != _NONE)
     due = (core[lanes.DEADLINE] - core[lanes.TICKS]).astype(jnp.int32) < 0
     fast = (kind == Class.FAST) | ((kind == Class.LOOP_END) & again)
-    return fast & ~due & (core[lanes.LOGGED] < LOG_ROWS)
+    return fast & ~due & (core[lanes.LOGGED] < _rows(log))
 
 
 def _operands(core: jax.Array, word: Word) -> Operands:
@@ -238,10 +243,10 @@ def _slow_step(
     effect = _pick(operation, machine)
     uses_int_sram = (operation == OPERATIONS.index("S_LD_INT")) | (operation == OPERATIONS.index("S_ST_INT"))
     waits = (side.registers[lanes.PENDING] == 1) & (uses_int_sram | is_topk) & (not resolving)
-    full = (core[lanes.LOGGED] >= LOG_ROWS) | waits
+    full = (core[lanes.LOGGED] >= _rows(log)) | waits
     executes = ~halted & (fault == 0) & ~full & ((operation >= len(ALU)) & (operation < len(OPERATIONS)) | is_topk)
     # What is left of fast instructions came here only because a check was due.
-    executes = executes & ~_is_fast(core, table)
+    executes = executes & ~_is_fast(core, log, table)
     fault = jnp.where(executes, effect.fault, fault)
     executes = executes & (fault == 0)
     reason = jnp.where(full, Stop.LOG, Stop.RUNNING)
@@ -313,7 +318,7 @@ def _mark(side: Side, effect: Effect, word: Word, is_topk: jax.Array, operands: 
 
 
 def control_loop(
-    core: jax.Array, side: Side, table: Table, config: MachineConfig, resolving: bool
+    core: jax.Array, side: Side, table: Table, config: MachineConfig, resolving: bool, rows: int = LOG_ROWS
 ) -> tuple[jax.Array, Side, jax.Array]:
     """Run until the program ends or faults, or the log is full.
 
@@ -322,18 +327,19 @@ def control_loop(
         table: the decoded program.
         config: the machine.
         resolving: run past V_TOPK, and fault with DATA_DEPENDENT where something it wrote is loaded.
+        rows: datapath instructions that the log holds, a multiple of 64.
 
     Returns:
         ``(core, side, log)``; ``side.registers[STOP]`` says why it stopped, and ``core[LOGGED]`` rows of the log count.
     """
-    log = jnp.zeros((LOG_ROWS + 1, len(LOG_COLUMNS)), jnp.uint32)
+    log = jnp.zeros((rows + 1, len(LOG_COLUMNS)), jnp.uint32)
     core = put(core, (lanes.LOGGED, 0))
     side = side._replace(registers=put(side.registers, (lanes.STOP, Stop.RUNNING), (lanes.PENDING, 0)))
 
     def body(carry: Any) -> Any:
         core, log, side = carry
         core, log = lax.while_loop(
-            lambda c: _is_fast(c[0], table), lambda c: _fast_step(*c, side, table), (core, log)
+            lambda c: _is_fast(c[0], c[1], table), lambda c: _fast_step(*c, side, table), (core, log)
         )
         return _slow_step(core, log, side, table, config, resolving)
 

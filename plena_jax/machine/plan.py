@@ -12,7 +12,7 @@ from jax import lax
 
 from plena_jax.config import MachineConfig
 from plena_jax.isa import Field
-from plena_jax.machine.control import LOG_COLUMNS, LOG_ROWS
+from plena_jax.machine.control import LOG_COLUMNS
 from plena_jax.machine.decode import Column, Slot, Special, Table, column
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.record import WIDTH, Record
@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     """What a log amounts to.
 
     Attributes:
-        records: int32 [LOG_ROWS, 16]; those from ``count`` on are not to be run.
+        records: int32 [rows, 16]; those from ``count`` on are not to be run.
         count: int32 [], records before the first fault.
         fault: int32 [], a :class:`Fault`, 0 if there is none.
         needed: uint32 [], VRAM rows or HBM bytes that an UNALLOCATED fault is about.
@@ -91,15 +91,16 @@ def plan(
     """Turn a log into records.
 
     Args:
-        log: uint32 [LOG_ROWS + 1, columns], of which ``logged`` rows count.
+        log: uint32 [rows + 1, columns], of which ``logged`` rows count.
         table: the decoded program.
         config: the machine.
         vram_rows, hbm_bytes: what the state holds; touching more is a fault that ``run`` answers by growing it.
     """
-    entries = _Log(log[:LOG_ROWS], table)
-    present = jnp.arange(LOG_ROWS) < logged.astype(jnp.int32)
+    size = log.shape[0] - 1
+    entries = _Log(log[:size], table)
+    present = jnp.arange(size) < logged.astype(jnp.int32)
     operands = {f: _operand(entries, f, config) for f in _FIELDS}
-    fault = jnp.zeros(LOG_ROWS, jnp.int32)
+    fault = jnp.zeros(size, jnp.int32)
     for operand in operands.values():
         fault = jnp.where(fault == 0, operand.fault, fault)
     vram_top = jnp.stack([o.vram_top for o in operands.values()]).max(axis=0)
@@ -112,18 +113,18 @@ def plan(
         entries, operands, records, moves, jnp.minimum(first, logged.astype(jnp.int32)), config, hbm_bytes
     )
     count = jnp.minimum(jnp.minimum(first, stop), logged.astype(jnp.int32))
-    at = jnp.minimum(first, LOG_ROWS - 1)
-    stopped = stop < LOG_ROWS
-    none = first == LOG_ROWS
+    at = jnp.minimum(first, size - 1)
+    stopped = stop < size
+    none = first == size
     fault_here = jnp.where(stopped, stop_fault, jnp.where(none, 0, fault[at]))
     needed = jnp.where(stopped, stop_top, vram_top[at])
-    executed = jnp.arange(LOG_ROWS) < count
+    executed = jnp.arange(size) < count
     return Plan(
         records=records,
         count=count,
         fault=fault_here,
         needed=needed,
-        tick=entries["tick"][jnp.minimum(count, LOG_ROWS - 1)],
+        tick=entries["tick"][jnp.minimum(count, size - 1)],
         vram_top=jnp.max(jnp.where(executed, vram_top, np.uint32(0))),
         hbm_top=hbm_top,
         moved=moved,
@@ -131,8 +132,9 @@ def plan(
 
 
 def _first(holds: jax.Array) -> jax.Array:
-    """int32 []: index of the first True, or LOG_ROWS."""
-    return jnp.min(jnp.where(holds, jnp.arange(LOG_ROWS, dtype=jnp.int32), LOG_ROWS))
+    """int32 []: index of the first True, or the number of elements."""
+    size = holds.shape[0]
+    return jnp.min(jnp.where(holds, jnp.arange(size, dtype=jnp.int32), size))
 
 
 def _operand(log: _Log, field: Field, config: MachineConfig) -> _Operand:
@@ -206,7 +208,7 @@ def _records(
         Record.TICK: log["tick"],
     }
     stacked = [jnp.asarray(columns[r]).astype(jnp.uint32) for r in Record]
-    stacked += [jnp.zeros(LOG_ROWS, jnp.uint32)] * (WIDTH - len(stacked))
+    stacked += [jnp.zeros_like(stacked[0])] * (WIDTH - len(stacked))
     records = lax.bitcast_convert_type(jnp.stack(stacked, axis=1), jnp.int32)
     return records, fault, vram_top
 
@@ -238,11 +240,11 @@ def _transfers(
     """Complete the records of H_* instructions before ``end``, one after the other.
 
     Returns:
-        ``(records, moved, hbm_top, stop, fault, top)``: the index of a store that may not be, or LOG_ROWS, its fault, and the
+        ``(records, moved, hbm_top, stop, fault, top)``: the index of a store that may not be, or their number, its fault, and the
         bytes of HBM that it needs.
     """
     offsets = operands[Field.RS1].value
-    following = _following(moves)
+    following, size = _following(moves), records.shape[0]
 
     def body(carry: Any) -> Any:
         index, records, moved, top, stop, fault, needed = carry
@@ -258,13 +260,13 @@ def _transfers(
         return following(index), records, moved, top, stop, fault, needed
 
     zero = jnp.uint32(0)
-    start = (following(jnp.int32(-1)), records, jnp.zeros((2, 2), jnp.uint32), zero, jnp.int32(LOG_ROWS), jnp.int32(0), zero)
-    _, *result = lax.while_loop(lambda c: (c[0] < end) & (c[4] == LOG_ROWS), body, start)
+    start = (following(jnp.int32(-1)), records, jnp.zeros((2, 2), jnp.uint32), zero, jnp.int32(size), jnp.int32(0), zero)
+    _, *result = lax.while_loop(lambda c: (c[0] < end) & (c[4] == size), body, start)
     return tuple(result)  # type: ignore[return-value]
 
 
 def _following(holds: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """A function from an index to the next larger one at which ``holds``, or LOG_ROWS. It looks at one block and one summary."""
+    """A function from an index to the next larger one at which ``holds``, or their number. It looks at one block and one summary."""
     size = 64
     blocks = holds.reshape(-1, size)
     some = jnp.any(blocks, axis=1)
@@ -280,7 +282,7 @@ def _following(holds: jax.Array) -> Callable[[jax.Array], jax.Array]:
         other = first(some, block)
         there = first(blocks[jnp.minimum(other, blocks.shape[0] - 1)], jnp.int32(-1))
         found = jnp.where(here < size, block * size + here, other * size + there)
-        return jnp.where((here == size) & (other == blocks.shape[0]), LOG_ROWS, found)
+        return jnp.where((here == size) & (other == blocks.shape[0]), holds.shape[0], found)
 
     return find
 

@@ -1,0 +1,38 @@
+"""Machines and states that many tests share: few shapes, so that compiled code is shared too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plena_jax import MachineConfig
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def small() -> MachineConfig:
+    """The machine of isa.md section 11: rows of 8 lanes, 4 tiles, 48 VRAM rows."""
+    return MachineConfig(
+        mlen=8,
+        vlen=8,
+        blen=2,
+        hlen=4,
+        broadcast_amount=2,
+        matrix_sram_size=32,
+        vector_sram_size=48,
+        hbm_m_prefetch_amount=8,
+        hbm_v_prefetch_amount=2,
+        hbm_v_writeback_amount=1,
+        hbm_size=1 << 16,
+    )
+
+
+@pytest.fixture(scope="session")
+def conformance() -> Path:
+    """The recorded cases; tests that need them are skipped where they are not."""
+    folder = SHARED / "conformance"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/conformance here")
+    return folder
