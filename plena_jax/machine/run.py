@@ -15,14 +15,13 @@ from plena_jax.errors import EngineError
 from plena_jax.machine.architectural import run_architectural
 from plena_jax.machine.decode import decode
 from plena_jax.machine.explain import explain
-from plena_jax.machine.faults import Fault
+from plena_jax.machine.faults import GROWABLE, Fault
 from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
 from plena_jax.machine.state import (
     INTEGER_FIELDS,
-    MAX_ALLOCATED_HBM,
     MachineState,
-    hbm_allocation,
-    vram_allocation,
+    allocate,
+    grow,
 )
 from plena_jax.program import Program
 
@@ -141,21 +140,10 @@ def _check(state: MachineState, config: MachineConfig, max_instructions: int | N
 
 
 def _run_resolved(trace: Trace, state: MachineState, donate: bool, progress: Progress | None) -> MachineState:
-    grown = _grown(state, trace.config, trace.vram_rows, trace.hbm_bytes)
+    grown = allocate(state, trace.config, trace.vram_rows, trace.hbm_bytes)
     ratio = trace.instructions / max(len(trace), 1)
     report = None if progress is None else lambda done: progress(int(done * ratio))
     return run_trace(trace, grown, donate, report)
-
-
-def _grown(state: MachineState, config: MachineConfig, rows: int, size: int) -> MachineState:
-    """``state`` with enough allocated, in few different sizes."""
-    if size > min(config.hbm_size, MAX_ALLOCATED_HBM):
-        raise EngineError(
-            f"HBM: the program stores up to byte {size}; a state can hold {MAX_ALLOCATED_HBM} bytes (indices are 32-bit)"
-        )
-    more_rows = vram_allocation(config, rows) if rows > state.vram.shape[0] else state.vram.shape[0]
-    more_bytes = hbm_allocation(config, size) if size > state.hbm.shape[0] else state.hbm.shape[0]
-    return state.grown(more_rows, more_bytes)
 
 
 def _run_architectural(
@@ -173,9 +161,7 @@ def _run_architectural(
         done = state.instructions - begin
         if progress is not None:
             progress(done)
-        if state.fault is Fault.VRAM_UNALLOCATED:
-            state = _grown(state, config, int(needed), 0)
-        elif state.fault is Fault.HBM_UNALLOCATED:
-            state = _grown(state, config, 0, int(needed))
+        if state.fault in GROWABLE:
+            state = grow(state, config, int(needed))
         elif state.fault is not Fault.LIMIT or done == limit:
             return state

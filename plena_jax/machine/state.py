@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plena_jax.config import MachineConfig
-from plena_jax.errors import ImageError
+from plena_jax.errors import EngineError, ImageError
 from plena_jax.isa import SRAM_ENTRIES, Unit
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.images import Images, image_error, scalar_values, vram_values, words
@@ -303,3 +303,24 @@ def hbm_allocation(config: MachineConfig, size: int) -> int:
     """Bytes to allocate when ``size`` are needed."""
     return min(max(_power_of_two(size), _DEFAULT_HBM), config.hbm_size, max(MAX_ALLOCATED_HBM - 64, size))
 
+
+
+def allocate(state: MachineState, config: MachineConfig, rows: int, size: int) -> MachineState:
+    """``state`` with at least ``rows`` of VRAM and ``size`` bytes of HBM allocated, in few different sizes.
+
+    Raises:
+        EngineError: more HBM than a state can hold.
+    """
+    if size > min(config.hbm_size, MAX_ALLOCATED_HBM - 64):
+        raise EngineError(
+            f"HBM: the program stores up to byte {size}; a state can hold {MAX_ALLOCATED_HBM - 64} bytes "
+            "(indices are 32-bit)"
+        )
+    more_rows = vram_allocation(config, rows) if rows > state.vram.shape[0] else state.vram.shape[0]
+    more_bytes = hbm_allocation(config, size) if size > state.hbm.shape[0] else state.hbm.shape[0]
+    return state.grown(more_rows, more_bytes)
+
+
+def grow(state: MachineState, config: MachineConfig, needed: int) -> MachineState:
+    """``state``, stopped by an UNALLOCATED fault, with what the instruction at fault needs."""
+    return allocate(state, config, *((needed, 0) if state.fault is Fault.VRAM_UNALLOCATED else (0, needed)))
