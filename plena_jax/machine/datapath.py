@@ -132,14 +132,14 @@ class _Sweep:
 
         def run(cursor: Cursor, m_accum: jax.Array, operands: Callable[..., Any], add: Callable[..., Any]) -> Any:
             s = self.step(cursor)
-            x, w = operands(vram, cells, hbm, m_accum, s)
+            x, w = operands(cursor, m_accum)
             return self.next(cursor, s), add(fresh(s, m_accum), x, w)
 
-        def read(v: jax.Array, c: jax.Array, h: jax.Array, m: jax.Array, s: Step, function: Callable[..., Any]) -> Any:
-            return function(View(self.config, v, c, h, m), s)
+        def read(cursor: Cursor, m_accum: jax.Array, function: Callable[..., Any]) -> Any:
+            return function(View(self.config, vram, cells, hbm, m_accum), self.step(cursor))
 
-        def read_any(v: jax.Array, c: jax.Array, h: jax.Array, m: jax.Array, s: Step) -> Any:
-            return lax.switch(s.branch, [partial(read, function=f) for f in functions], v, c, h, m, s)
+        def read_any(cursor: Cursor, m_accum: jax.Array) -> Any:
+            return self.switch(Stage.MATMUL, vram, cells, m_accum, hbm, cursor)
 
         start = fast = (cursor, m_accum)
         for branch, function in enumerate(functions):
@@ -174,7 +174,7 @@ class _Sweep:
         self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, vram: jax.Array, cells: jax.Array
     ) -> tuple[Cursor, jax.Array, jax.Array]:
         s = self.step(cursor)
-        new = self.switch(Stage.ROW, vram, cells, m_accum, hbm, s)
+        new = self.switch(Stage.ROW, vram, cells, m_accum, hbm, cursor)
         vram, cells = self.put_rows(Stage.ROW, s, new[None], vram, cells)
         return self.next(cursor, s), vram, cells
 
@@ -182,16 +182,22 @@ class _Sweep:
         self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, vram: jax.Array, cells: jax.Array, subnormal: jax.Array
     ) -> tuple[Cursor, jax.Array, jax.Array, jax.Array]:
         s = self.step(cursor)
-        new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, s)
+        new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, cursor)
         vram, cells = self.put_rows(Stage.WIDE, s, new, vram, cells)
         return self.next(cursor, s), vram, cells, subnormal | any_lane(has_subnormal(new))
 
     def switch(
-        self, stage: Stage, vram: jax.Array, cells: jax.Array, m_accum: jax.Array, hbm: jax.Array, s: Step
-    ) -> jax.Array:
-        """What the step's function returns."""
-        run = [lambda v, c, m, h, s, f=b.function: f(View(self.config, v, c, h, m), s) for b in branches(stage)]
-        return lax.switch(s.branch, run, vram, cells, m_accum, hbm, s)
+        self, stage: Stage, vram: jax.Array, cells: jax.Array, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor
+    ) -> Any:
+        """What the function of the record at the cursor returns."""
+
+        # A branch reads the record itself: each scalar passed to it would be a kernel of its own.
+        def run(v: jax.Array, c: jax.Array, m: jax.Array, h: jax.Array, t: jax.Array, at: Cursor, f: Any) -> Any:
+            return f(View(self.config, v, c, h, m), step(t, at[0], at[1]))
+
+        runs = [partial(run, f=branch.function) for branch in branches(stage)]
+        branch = field(self.trace, cursor[0], Record.BRANCH)
+        return lax.switch(branch, runs, vram, cells, m_accum, hbm, self.trace, cursor)
 
     def put_rows(
         self, stage: Stage, s: Step, new: jax.Array, vram: jax.Array, cells: jax.Array

@@ -68,13 +68,6 @@ class _Log:
         """uint32 [n]."""
         return self.rows[:, index].astype(jnp.uint32)
 
-    def at(self, index: jax.Array) -> _Log:
-        """The log of one of its rows."""
-        one = object.__new__(_Log)
-        slice_of = lambda a: lax.dynamic_slice_in_dim(a, index, 1, allow_negative_indices=False)
-        one.log, one.word, one.rows = slice_of(self.log), slice_of(self.word), slice_of(self.rows)
-        return one
-
 
 class _Operand(NamedTuple):
     value: jax.Array
@@ -104,14 +97,14 @@ def plan(
     for operand in operands.values():
         fault = jnp.where(fault == 0, operand.fault, fault)
     vram_top = jnp.stack([o.vram_top for o in operands.values()]).max(axis=0)
-    records, fault, vram_top = _records(entries, operands, fault, vram_top, config)
+    transfers = _addresses(entries, operands)
+    records, fault, vram_top = _records(entries, operands, transfers, fault, vram_top, config)
     fault = jnp.where((fault == 0) & (vram_top > np.uint32(vram_rows)), int(Fault.VRAM_UNALLOCATED), fault)
     fault = jnp.where(present, fault, 0)
     moves = present & (entries.column(Column.SPECIAL) > Special.WRITE_OUT)
     first = _first(fault != 0)
-    records, moved, hbm_top, stop, stop_fault, stop_top = _transfers(
-        entries, operands, records, moves, jnp.minimum(first, logged.astype(jnp.int32)), config, hbm_bytes
-    )
+    end = jnp.minimum(first, logged.astype(jnp.int32))
+    moved, hbm_top, stop, stop_fault, stop_top = _account(transfers, moves, end, config, hbm_bytes)
     count = jnp.minimum(jnp.minimum(first, stop), logged.astype(jnp.int32))
     at = jnp.minimum(first, size - 1)
     stopped = stop < size
@@ -166,16 +159,21 @@ def _operand(log: _Log, field: Field, config: MachineConfig) -> _Operand:
 
 
 def _records(
-    log: _Log, operands: dict[Field, _Operand], fault: jax.Array, vram_top: jax.Array, config: MachineConfig
+    log: _Log,
+    operands: dict[Field, _Operand],
+    transfers: dict[str, jax.Array],
+    fault: jax.Array,
+    vram_top: jax.Array,
+    config: MachineConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Records, faults and tops of everything but what transfers add."""
+    """Records, faults and VRAM tops; stores that leave HBM are found by :func:`_account`."""
     rd, rs1, rs2 = operands.values()
     stores = log.column(Column.STORES) == 1
     swapped = lambda a, b: (jnp.where(stores, b, a), jnp.where(stores, a, b))
     rd_row, rs1_row = swapped(rd.row, rs1.row)
     rd_lane, rs1_lane = swapped(rd.lane, rs1.lane)
     special = log.column(Column.SPECIAL)
-    writes_out = special == Special.WRITE_OUT
+    writes_out, moves = special == Special.WRITE_OUT, special > Special.WRITE_OUT
     stride = jnp.where(log.column(Column.STRIDED) == 1, rs1.value, np.uint32(1))
     rows, misaligned, outside = _written_rows(rd, stride, config)
     bad = jnp.where(misaligned, int(Fault.MISALIGNED), jnp.where(outside, int(Fault.OUT_OF_RANGE), 0))
@@ -197,11 +195,11 @@ def _records(
         Record.FLAGS: log.column(Column.FLAGS),
         Record.RD: rd_row,
         Record.RD_LANE: rd_lane,
-        Record.RS1: rs1_row,
-        Record.RS1_LANE: rs1_lane,
-        Record.RS2: rs2.row,
-        Record.RS2_LANE: rs2.lane,
-        Record.MASK: jnp.where(writes_out, stride, mask),
+        Record.RS1: jnp.where(moves, transfers["element_low"], rs1_row),
+        Record.RS1_LANE: jnp.where(moves, transfers["element_high"], rs1_lane),
+        Record.RS2: jnp.where(moves, transfers["scale_low"], rs2.row),
+        Record.RS2_LANE: jnp.where(moves, transfers["scale_high"], rs2.lane),
+        Record.MASK: jnp.where(moves, transfers["stride"], jnp.where(writes_out, stride, mask)),
         Record.ARGUMENT: log.column(Column.ARGUMENT),
         Record.FRESH: (log["fresh"] & touched) != 0,
         Record.PC: log["pc"],
@@ -228,41 +226,66 @@ def _written_rows(rd: _Operand, stride: jax.Array, config: MachineConfig) -> tup
 # -- transfers --------------------------------------------------------------------------------------------------------
 
 
-def _transfers(
-    log: _Log,
-    operands: dict[Field, _Operand],
-    records: jax.Array,
-    moves: jax.Array,
-    end: jax.Array,
-    config: MachineConfig,
-    hbm_bytes: int,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Complete the records of H_* instructions before ``end``, one after the other.
+def _addresses(log: _Log, operands: dict[Field, _Operand]) -> dict[str, jax.Array]:
+    """uint32 [n] each: where the first rows of H_* instructions are in HBM, and what moves for each row."""
+    offset = operands[Field.RS1].value
+    base = log["a_low"], log["a_high"]
+    ratio = jnp.maximum(log.unsigned(Column.RATIO), 1)
+    element_low, element_high = add64(*base, offset)
+    scale_low, scale_high = add64(*add64(*base, log["scale"]), offset // ratio)
+    return {
+        "element_low": element_low,
+        "element_high": element_high,
+        "scale_low": scale_low,
+        "scale_high": scale_high,
+        "stride": jnp.where(log.column(Column.STRIDED) == 1, log["stride"], log.unsigned(Column.ROW_STEP)),
+        "ratio": ratio,
+        "element_bytes": log.unsigned(Column.ELEMENT_BYTES),
+        "scale_bytes": log.unsigned(Column.SCALE_BYTES),
+        "special": log.unsigned(Column.SPECIAL),
+    }
+
+
+class _Account(NamedTuple):
+    index: jax.Array
+    moved: jax.Array
+    top: jax.Array
+    stop: jax.Array
+    fault: jax.Array
+    needed: jax.Array
+
+
+def _account(
+    transfers: dict[str, jax.Array], moves: jax.Array, end: jax.Array, config: MachineConfig, hbm_bytes: int
+) -> tuple[jax.Array, ...]:
+    """Go through the H_* instructions before ``end``: blocks moved, and stores that leave HBM.
 
     Returns:
-        ``(records, moved, hbm_top, stop, fault, top)``: the index of a store that may not be, or their number, its fault, and the
-        bytes of HBM that it needs.
+        ``(moved, hbm_top, stop, fault, needed)``: the index of a store that may not be, or the number of rows, its fault, and
+        the bytes of HBM that it needs.
     """
-    offsets = operands[Field.RS1].value
-    following, size = _following(moves), records.shape[0]
+    following, size = _following(moves), moves.shape[0]
+    table = jnp.stack(list(transfers.values()), axis=1)
 
-    def body(carry: Any) -> Any:
-        index, records, moved, top, stop, fault, needed = carry
-        one = _transfer(log.at(index), lax.dynamic_slice_in_dim(offsets, index, 1), config, hbm_bytes)
-        old = lax.dynamic_slice(records, (index, 0), (1, WIDTH), allow_negative_indices=False)
-        new = _put_columns(old, one.fields)
-        records = lax.dynamic_update_slice(records, new, (index, jnp.int32(0)), allow_negative_indices=False)
+    def body(carry: _Account) -> _Account:
+        row = lax.dynamic_index_in_dim(table, carry.index, keepdims=False, allow_negative_indices=False)
+        one = _transfer(dict(zip(transfers, row, strict=True)), config, hbm_bytes)
         bad = one.fault != 0
-        moved = jnp.where(bad, moved, jnp.stack([jnp.stack(add64(*m, b)) for m, b in zip(moved, one.blocks, strict=True)]))
-        top = jnp.where(bad, top, jnp.maximum(top, one.top))
-        stop, fault = jnp.where(bad, index, stop), jnp.where(bad, one.fault, fault)
-        needed = jnp.where(bad, one.top, needed)
-        return following(index), records, moved, top, stop, fault, needed
+        low, high = add64(carry.moved[:, 0], carry.moved[:, 1], one.blocks)
+        return _Account(
+            following(carry.index),
+            jnp.where(bad, carry.moved, jnp.stack([low, high], axis=1)),
+            jnp.where(bad, carry.top, jnp.maximum(carry.top, one.top)),
+            jnp.where(bad, carry.index, carry.stop),
+            one.fault,
+            jnp.where(bad, one.top, carry.needed),
+        )
 
     zero = jnp.uint32(0)
-    start = (following(jnp.int32(-1)), records, jnp.zeros((2, 2), jnp.uint32), zero, jnp.int32(size), jnp.int32(0), zero)
-    _, *result = lax.while_loop(lambda c: (c[0] < end) & (c[4] == size), body, start)
-    return tuple(result)  # type: ignore[return-value]
+    none = jnp.zeros((2, 2), jnp.uint32)
+    start = _Account(following(jnp.int32(-1)), none, zero, jnp.int32(size), jnp.int32(0), zero)
+    _, *result = lax.while_loop(lambda c: (c.index < end) & (c.stop == size), body, start)
+    return tuple(result)
 
 
 def _following(holds: jax.Array) -> Callable[[jax.Array], jax.Array]:
@@ -288,59 +311,41 @@ def _following(holds: jax.Array) -> Callable[[jax.Array], jax.Array]:
 
 
 class _Transferred(NamedTuple):
-    fields: dict[Record, jax.Array]
     fault: jax.Array
-    blocks: tuple[jax.Array, jax.Array]
+    #: uint32 [2]: blocks read and written.
+    blocks: jax.Array
     top: jax.Array
 
 
-def _put_columns(record: jax.Array, fields: dict[Record, jax.Array]) -> jax.Array:
-    for name, value in fields.items():
-        signed = lax.bitcast_convert_type(value.reshape(1, 1), jnp.int32)
-        record = jnp.where(np.arange(WIDTH) == int(name), signed, record)
-    return record
-
-
-def _transfer(log: _Log, offset: jax.Array, config: MachineConfig, hbm_bytes: int) -> _Transferred:
-    special, zero = log.column(Column.SPECIAL), jnp.uint32(0)
-    base = log["a_low"], log["a_high"]
-    ratio = jnp.maximum(log.unsigned(Column.RATIO), 1)
-    elements = add64(*base, offset)
-    scales = add64(*add64(*base, log["scale"]), offset // ratio)
-    stride = jnp.where(log.column(Column.STRIDED) == 1, log["stride"], log.unsigned(Column.ROW_STEP))
-
+def _transfer(of: dict[str, jax.Array], config: MachineConfig, hbm_bytes: int) -> _Transferred:
+    special, zero = of["special"], jnp.uint32(0)
+    stores = special == Special.STORE
     amounts = (config.prefetch_m_rows, config.hbm_v_prefetch_amount, config.hbm_v_writeback_amount)
-    is_m, is_v = special == Special.PREFETCH_M, special == Special.PREFETCH_V
-    count = jnp.where(is_m, amounts[0], jnp.where(is_v, amounts[1], amounts[2]))
+    count = jnp.where(
+        special == Special.PREFETCH_M, amounts[0], jnp.where(special == Special.PREFETCH_V, amounts[1], amounts[2])
+    )
     row = jnp.arange(max(amounts), dtype=jnp.int32)
     wanted = row < count
-    element = element_address(*elements, stride, row)
-    scale = scale_address(*scales, stride, row, ratio)
-    element_bytes, scale_bytes = log.unsigned(Column.ELEMENT_BYTES), log.unsigned(Column.SCALE_BYTES)
+    element = element_address(of["element_low"], of["element_high"], of["stride"], row)
+    scale = scale_address(of["scale_low"], of["scale_high"], of["stride"], row, of["ratio"])
 
-    beyond, unallocated, top = jnp.array(False), jnp.array(False), zero
+    beyond, unallocated, top = jnp.zeros(row.shape, bool), jnp.zeros(row.shape, bool), jnp.zeros(row.shape, jnp.uint32)
     capacity_low, capacity_high = np.uint32(config.hbm_size & 0xFFFFFFFF), np.uint32(config.hbm_size >> 32)
-    ends = ((add64(*element, element_bytes), wanted), (add64(*scale, scale_bytes), wanted & (scale_bytes > 0)))
-    for (low, high), here in ends:
+    ends = ((element, of["element_bytes"]), (scale, of["scale_bytes"]))
+    for address, size in ends:
+        low, high = add64(*address, size)
+        here = wanted & (size > 0)
         over = (high > capacity_high) | ((high == capacity_high) & (low > capacity_low))
-        beyond = beyond | jnp.any(over & here)
-        unallocated = unallocated | jnp.any(((high > 0) | (low > np.uint32(min(hbm_bytes, 2**32 - 1)))) & here)
-        top = jnp.maximum(top, jnp.max(jnp.where(here, jnp.where(high > 0, _MOST, low), zero)))
-    stores = special[0] == Special.STORE
-    fault = jnp.where(beyond, int(Fault.HBM_RANGE), jnp.where(unallocated, int(Fault.HBM_UNALLOCATED), 0))
+        beyond = beyond | (over & here)
+        unallocated = unallocated | (((high > 0) | (low > np.uint32(min(hbm_bytes, 2**32 - 1)))) & here)
+        top = jnp.maximum(top, jnp.where(here, jnp.where(high > 0, _MOST, low), zero))
+    worst = jnp.max(jnp.where(beyond, 2, jnp.where(unallocated, 1, 0)))
+    fault = jnp.where(worst == 2, int(Fault.HBM_RANGE), jnp.where(worst == 1, int(Fault.HBM_UNALLOCATED), 0))
 
     touched = lambda low, size: jnp.where(wanted & (size > 0), blocks_touched(low, size), zero)
-    element_blocks = jnp.sum(touched(element[0], element_bytes), dtype=jnp.uint32)
     # A prefetch reads one block of scales a row, a store all that it overlaps.
-    stored = jnp.sum(touched(scale[0], scale_bytes), dtype=jnp.uint32)
-    fetched = jnp.where(scale_bytes[0] > 0, count[0].astype(jnp.uint32), zero)
-    moved = element_blocks + jnp.where(stores, stored, fetched)
-    fields = {
-        Record.RS1: elements[0],
-        Record.RS1_LANE: elements[1],
-        Record.RS2: scales[0],
-        Record.RS2_LANE: scales[1],
-        Record.MASK: stride,
-    }
-    blocks = (moved, jnp.where(stores, moved, zero))
-    return _Transferred(fields, jnp.where(stores, fault, 0), blocks, jnp.where(stores, top, zero))
+    scale_blocks = touched(scale[0], of["scale_bytes"])
+    scale_blocks = jnp.where(stores, scale_blocks, jnp.minimum(scale_blocks, 1))
+    moved = jnp.sum(touched(element[0], of["element_bytes"]) + scale_blocks, dtype=jnp.uint32)
+    blocks = jnp.stack([moved, jnp.where(stores, moved, zero)])
+    return _Transferred(jnp.where(stores, fault, 0), blocks, jnp.where(stores, jnp.max(top), zero))

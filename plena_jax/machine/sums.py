@@ -23,7 +23,7 @@ from jax import lax
 
 from plena_jax import arithmetic
 from plena_jax.arithmetic import lift, lower
-from plena_jax.bits import INFINITY, from_bits, i32, is_nan, magnitude, to_bits, u32
+from plena_jax.bits import INFINITY, MAGNITUDE, from_bits, i32, is_nan, magnitude, to_bits, u32
 
 #: k steps that the reference's matrix product adds up before it starts a new partial sum.
 K_BLOCK = 128
@@ -90,7 +90,7 @@ def _lifted_operands(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, 
 
 def _exponent(a: jax.Array) -> jax.Array:
     """int32 []: exponent field of the largest magnitude."""
-    return lax.reduce(i32(magnitude(a) >> 23), np.int32(0), lax.max, tuple(range(a.ndim)))
+    return _largest(i32(magnitude(a) >> 23).reshape(1, -1))[0]
 
 
 def _add_lifted(a: jax.Array, total: jax.Array, large: jax.Array) -> jax.Array:
@@ -200,16 +200,25 @@ def _row_sum(rows: jax.Array) -> jax.Array:
 def row_max(rows: jax.Array) -> jax.Array:
     """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the one the reference gives."""
     rank, bits = jnp.asarray(_max_rank(rows.shape[1])), to_bits(rows)
-    over = lambda keys, kind=lax.max, start=-(2**31): lax.reduce(keys, np.int32(start), kind, (1,))
-    # Both zeros have the key 0. Of several the last in rank counts.
-    zero = magnitude(rows) == 0
-    most = over(jnp.where(zero, 0, arithmetic.total_order(rows)))
-    last_zero = over(jnp.where(zero, 2 * rank + i32(bits >> 31), -1))
+    nan, zero = is_nan(rows), magnitude(rows) == 0
+    # Both zeros have the key 0. Any NaN is above infinity, of several the first in rank.
+    keys = jnp.where(nan, np.int32(0x7FFFFFFF) - rank, jnp.where(zero, 0, arithmetic.total_order(rows)))
+    most = _largest(keys)
+    # Of several zeros the last in rank counts.
+    last_zero = _largest(jnp.where(zero, 2 * rank + i32(bits >> 31), -1))
+    payload = _largest(jnp.where(keys == most[:, None], i32(bits & u32(MAGNITUDE)), 0))
+    first = u32(jnp.where(most > INFINITY, payload, 0))
     largest = jnp.where(most == 0, u32(last_zero & 1) << 31, to_bits(arithmetic.from_total_order(most)))
-    # Of several NaN the first in rank.
-    first_nan = over(jnp.where(is_nan(rows), rank, rows.shape[1]), lax.min, 2**31 - 1)
-    nan = over(jnp.where(rank == first_nan[:, None], lax.bitcast_convert_type(bits, jnp.int32), -(2**31)))
-    return from_bits(jnp.where(first_nan < rows.shape[1], lax.bitcast_convert_type(nan, jnp.uint32), largest))
+    return from_bits(jnp.where(most > INFINITY, first, largest))
+
+
+def _largest(keys: jax.Array) -> jax.Array:
+    """int32 [m]: maximum over the last axis of [m, n]."""
+    # XLA:CPU makes two kernels of a reduction of more than 32 elements.
+    while keys.shape[1] > 32 and keys.shape[1] % 2 == 0:
+        half = keys.shape[1] // 2
+        keys = jnp.maximum(keys[:, :half], keys[:, half:])
+    return lax.reduce(keys, np.int32(-(2**31)), lax.max, (1,))
 
 
 def _max_rank(n: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,24 @@ def _slots(row: jax.Array, config: MachineConfig) -> jax.Array:
 
 
 def _replicated(per_slot: jax.Array, config: MachineConfig) -> jax.Array:
-    return jnp.repeat(per_slot, config.hlen, total_repeat_length=config.vlen)
+    return jnp.broadcast_to(per_slot[:, None], (per_slot.shape[0], config.hlen)).reshape(-1)
+
+
+def _masked(
+    view: View, step: Step, row: jax.Array, reduce: Callable[[jax.Array], jax.Array], neutral: float
+) -> jax.Array:
+    """The row that a masked reduction reduces: slots that the mask selects are replaced by copies of their own result.
+
+    As it is meant: lanes of the other slots are replaced by the neutral element.
+    """
+    config = view.config
+    if config.intended.masked_reductions:
+        return jnp.where(view.active(step), row, jnp.float32(neutral))
+
+    def replaced(row: jax.Array) -> jax.Array:
+        return jnp.where(view.active(step), _replicated(reduce(_slots(row, config)), config), row)
+
+    return lax.cond(step.argument != 0, replaced, lambda row: row, row)
 
 
 def _has_mask(fields: dict[str, int]) -> int:
@@ -52,12 +71,7 @@ def _has_mask(fields: dict[str, int]) -> int:
 @semantic("V_RED_SUM", stage=Stage.ROW, argument=_has_mask)
 def v_red_sum(view: View, step: Step) -> jax.Array:
     """f += sum of all lanes, after each slot that a mask selects has been replaced by copies of its sum."""
-    row, config = view.row(step.rs1), view.config
-    if config.intended.masked_reductions:
-        row = jnp.where(view.active(step), row, jnp.float32(0))
-    else:
-        sums = _replicated(row_sum(_slots(row, config)), config)
-        row = jnp.where((step.argument != 0) & view.active(step), sums, row)
+    row = _masked(view, step, view.row(step.rs1), row_sum, 0.0)
     value = arithmetic.add(view.scalar(step.rd, step.rd_lane), row_sum(row[None])[0])
     return view.with_scalar(step, round_scalar(value))
 
@@ -65,12 +79,7 @@ def v_red_sum(view: View, step: Step) -> jax.Array:
 @semantic("V_RED_MAX", stage=Stage.ROW, argument=_has_mask)
 def v_red_max(view: View, step: Step) -> jax.Array:
     """f := the larger of f and the largest lane; a NaN on one side is ignored, and a tie keeps the lane."""
-    row, config = view.row(step.rs1), view.config
-    if config.intended.masked_reductions:
-        row = jnp.where(view.active(step), row, -jnp.inf)
-    else:
-        slots = _replicated(row_max(_slots(row, config)), config)
-        row = jnp.where((step.argument != 0) & view.active(step), slots, row)
+    row = _masked(view, step, view.row(step.rs1), row_max, -np.inf)
     most, f = row_max(row[None])[0], view.scalar(step.rd, step.rd_lane)
     keeps_f = is_nan(most) | arithmetic.less(most, f)
     return view.with_scalar(step, round_scalar(jnp.where(keeps_f & ~is_nan(f), f, most)))
