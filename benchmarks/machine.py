@@ -3,7 +3,8 @@
     python benchmarks/machine.py [CASE.npz] [--json]
 
 The program is the 64x576x576 tiled projection (about 100,000 instructions): a recorded case if one is given or found in
-../shared, else the one that ``plena demo`` generates. The baseline is ``tests/numpy_machine.py``, a plain NumPy interpreter.
+../shared, else the one that ``plena demo`` generates. The baseline is ``tests/numpy_machine.py``, a plain NumPy
+interpreter.
 """
 
 from __future__ import annotations

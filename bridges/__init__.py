@@ -1,4 +1,4 @@
-"""Bridges to other people's packages and files (torch, checkpoints); installed as ``plena_jax.bridges``, imported on use.
+"""Bridges to other people's packages and files, as ``plena_jax.bridges``; each is imported on use.
 
 Empty so far: front ends come with a later release.
 """

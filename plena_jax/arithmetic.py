@@ -1,7 +1,8 @@
 """float32 arithmetic as the hardware model does it: correctly rounded, subnormals kept, x86 NaN rules.
 
-XLA:CPU treats subnormal operands and results of float32 arithmetic as zero. Each operation here is the plain one, corrected
-by scaled arithmetic where a subnormal takes part; corrections are branch-free and cost a few integer operations a lane.
+XLA:CPU treats subnormal operands and results of float32 arithmetic as zero. Each operation here is the plain one,
+corrected by scaled arithmetic where a subnormal takes part; corrections are branch-free and cost a few integer
+operations a lane.
 Derivatives are those of the plain operations.
 """
 

@@ -1,15 +1,22 @@
 """Exact float32 arithmetic on bit patterns: no flush to zero, no casts that a backend may drop.
 
-XLA:CPU treats subnormal float32 as zero in arithmetic and XLA:GPU may remove float32 -> bfloat16 -> float32 casts, so every
-codec works on the integer image of its input. Integers are int32 or uint32 throughout: nothing needs ``jax_enable_x64``.
+XLA:CPU treats subnormal float32 as zero in arithmetic and XLA:GPU may remove float32 -> bfloat16 -> float32 casts, so
+every codec works on the integer image of its input. Integers are int32 or uint32 throughout: nothing needs
+``jax_enable_x64``.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
+
+#: A NumPy array or a jax one; where code takes both, it does the same with either.
+Array = Any
 
 SIGN = 0x80000000
 MAGNITUDE = 0x7FFFFFFF
@@ -17,6 +24,11 @@ INFINITY = 0x7F800000
 QUIET_NAN = 0x7FC00000
 #: What x86 arithmetic returns for an invalid operation (inf - inf, 0 * inf, sqrt(-1)).
 DEFAULT_NAN = 0xFFC00000
+
+
+def array_module(x: Array) -> Any:
+    """``numpy`` for NumPy arrays, else ``jax.numpy``."""
+    return np if isinstance(x, (np.ndarray, np.generic)) else jnp
 
 
 def u32(x: ArrayLike) -> jax.Array:

@@ -26,8 +26,8 @@ def _key(name: str, default: Any) -> Any:
 class Formats:
     """The PRECISION table: which number format each place holds.
 
-    ``scalar_fp`` and ``hbm_v_int_type`` are read and written but, as in the hardware model, used by nothing: scalars are
-    always BF16. ``matrix_sram_type`` only encodes the dump: matrix SRAM holds unrounded float32.
+    ``scalar_fp`` and ``hbm_v_int_type`` are read and written but, as in the hardware model, used by nothing: scalars
+    are always BF16. ``matrix_sram_type`` only encodes the dump: matrix SRAM holds unrounded float32.
     """
 
     matrix_sram_type: Precision = _key("MATRIX_SRAM_TYPE", BF16)
@@ -82,15 +82,16 @@ class Intended:
     """Switches from what the hardware model does to what the instruction set evidently intends. All off: bit-exact.
 
     Attributes:
-        masked_reductions: a masked V_RED_SUM or V_RED_MAX reduces the active lanes only. (Off: all lanes are reduced, after
-            each active head slot has been replaced by copies of its own sum or maximum.)
+        masked_reductions: a masked V_RED_SUM or V_RED_MAX reduces the active lanes only. (Off: all lanes are reduced,
+            after each active head slot has been replaced by copies of its own sum or maximum.)
         c_break: C_BREAK continues after the C_LOOP_END of the loop it leaves. (Off: with the next instruction.)
         m_bmv: M_BMV works, as the matrix-vector form of M_BMM. (Off: it faults.)
-        sub_byte_formats: MX elements of fewer than 8 bits (or not a whole number of bytes) are packed, least significant bit
-            first, and integer elements are two's complement fractions as in OCP's MXINT. (Off: they fault.)
-        plain_formats: rows of plain HBM formats follow each other without overlap in contiguous mode, 32-bit types work, and
-            plain integers are signed, rounded and saturated. (Off: the row step is the number of elements, whatever their
-            width, and 32-bit types are refused.)
+        sub_byte_formats: MX elements of fewer than 8 bits (or not a whole number of bytes) are packed, least
+            significant bit first, and integer elements are two's complement fractions as in OCP's MXINT. (Off: they
+            fault.)
+        plain_formats: rows of plain HBM formats follow each other without overlap in contiguous mode, 32-bit types
+            work, and plain integers are signed, rounded and saturated. (Off: the row step is the number of elements,
+            whatever their width, and 32-bit types are refused.)
     """
 
     masked_reductions: bool = False
@@ -123,8 +124,8 @@ class MachineConfig:
         max_loop_instructions: instructions one loop iteration may dispatch.
         precision, latency: the two tables.
         intended: departures from the hardware model, all off.
-        partial_heads: accept ``hlen * broadcast_amount != mlen``, as the hardware model does until an M_B* instruction runs
-            (which then faults).
+        partial_heads: accept ``hlen * broadcast_amount != mlen``, as the hardware model does until an M_B* instruction
+            runs (which then faults).
 
     Raises:
         ConfigError: on construction, naming key, value and rule.
@@ -217,8 +218,8 @@ class MachineConfig:
 
         Args:
             source: path of a file, or the TOML text itself.
-            mode: ``"transactional"`` (also None: what the machine runs), ``"analytic"``, or ``"active"`` for whatever the file
-                names under MODE.active.
+            mode: ``"transactional"`` (also None: what the machine runs), ``"analytic"``, or ``"active"`` for whatever
+                the file names under MODE.active.
             **changes: field values that replace those of the file.
 
         Raises:

@@ -14,8 +14,8 @@ from plena_jax.isa.instruction import OPCODE_MASK
 def disassemble(words: ArrayLike) -> list[str]:
     """Assembly text of each word, in order; :func:`plena_jax.assemble` gives the words back exactly.
 
-    A word that no instruction text produces (unassigned opcode, a register that does not exist, bits outside the fields of
-    its instruction) becomes ``.word`` with what the machine sees in it as a comment.
+    A word that no instruction text produces (unassigned opcode, a register that does not exist, bits outside the fields
+    of its instruction) becomes ``.word`` with what the machine sees in it as a comment.
     """
     unique, index = np.unique(np.asarray(words, np.uint32), return_inverse=True)
     texts = [disassemble_word(word) for word in unique.tolist()]

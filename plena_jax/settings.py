@@ -1,4 +1,4 @@
-"""The published ``plena_settings.toml`` schema: MODE, and ANALYTIC / TRANSACTIONAL trees of CONFIG, PRECISION, LATENCY."""
+"""The published ``plena_settings.toml`` schema: MODE, and ANALYTIC and TRANSACTIONAL trees of three tables each."""
 
 from __future__ import annotations
 

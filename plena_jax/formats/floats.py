@@ -40,8 +40,8 @@ Specials = Literal["ieee", "fn", "fnuz", "finite"]
 class FloatFormat:
     """A float of ``sign`` + ``exponent`` + ``mantissa`` bits, at most as wide as float32.
 
-    Every field but ``family`` is a pytree leaf: a Python integer (then the format is hashable and can be a static argument)
-    or a traced one. Construct through :meth:`make`, which derives the special codes from a convention.
+    Every field but ``family`` is a pytree leaf: a Python integer (then the format is hashable and can be a static
+    argument) or a traced one. Construct through :meth:`make`, which derives the special codes from a convention.
 
     Attributes:
         exponent, mantissa: number of bits, 1..8 and 0..23.
@@ -88,8 +88,9 @@ class FloatFormat:
             exponent, mantissa: number of bits, 1..8 and 0..23.
             sign: whether there is a sign bit.
             bias: exponent bias, ``2 ** (exponent - 1) - 1`` unless given (one more for "fnuz").
-            specials: "ieee" (top exponent holds infinity and NaN), "fn" (only the last code is NaN, overflow gives NaN),
-                "fnuz" (NaN in the place of negative zero, overflow gives NaN) or "finite" (no specials, overflow saturates).
+            specials: "ieee" (top exponent holds infinity and NaN), "fn" (only the last code is NaN, overflow gives
+                NaN), "fnuz" (NaN in the place of negative zero, overflow gives NaN) or "finite" (no specials, overflow
+                saturates).
             saturate: overflow and infinity give the largest finite value.
             family: codec, see the class.
 

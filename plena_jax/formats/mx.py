@@ -30,10 +30,10 @@ class MXFormat:
         element: float or integer format of the elements.
         scale: format of the scales, normally 8 exponent bits and nothing else.
         block: elements per scale; static.
-        rule: how the shared exponent follows from the largest magnitude m of a block. With E the exponent of the element
-            format's largest value: "floor" (OCP MX v1.0) ``floor(log2 m) - E``; "ceil" ``ceil(log2 m) - E``; "even" first
-            rounds m to the element's mantissa; "rceil" ``ceil(log2(m / largest element))``; "plena" is the hardware model's:
-            ``floor(log2f(m + 1e-9))``, the element's exponent not subtracted (isa.md section 5.4).
+        rule: how the shared exponent follows from the largest magnitude m of a block. With E the exponent of the
+            element format's largest value: "floor" (OCP MX v1.0) ``floor(log2 m) - E``; "ceil" ``ceil(log2 m) - E``;
+            "even" first rounds m to the element's mantissa; "rceil" ``ceil(log2(m / largest element))``; "plena" is the
+            hardware model's: ``floor(log2f(m + 1e-9))``, the element's exponent not subtracted (isa.md section 5.4).
     """
 
     element: FloatFormat | IntFormat

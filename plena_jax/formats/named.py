@@ -47,8 +47,8 @@ def named(name: str, *, block: int = 32, rule: ScaleRule = "floor") -> Format:
 
     Args:
         name: a name of ml_dtypes (``"float8_e4m3fn"``), ``"float32"``, ``"float16"``, ``"tf32"``, an OCP block format
-            (``"mxfp8_e4m3"``, ``"mxfp6_e2m3"``, ``"mxfp4_e2m1"``, ``"mxint8"``, ...), ``"eXmY"`` for any float with IEEE
-            specials, ``"intN"`` or ``"uintN"``.
+            (``"mxfp8_e4m3"``, ``"mxfp6_e2m3"``, ``"mxfp4_e2m1"``, ``"mxint8"``, ...), ``"eXmY"`` for any float with
+            IEEE specials, ``"intN"`` or ``"uintN"``.
         block, rule: for the block formats only.
 
     Raises:

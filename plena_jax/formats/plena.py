@@ -1,8 +1,8 @@
 """Codec of the hardware model: the conversions of isa.md section 5, defects included.
 
 ``FloatFormat`` objects of the "plena" family hold the same fields as the others; only the rules below differ:
-subnormals below 8 exponent bits are worth half of what IEEE gives them, NaN keeps its mantissa, the plain encoder of types
-with fewer than 8 exponent bits is defective, and MX elements have their own rounding.
+subnormals below 8 exponent bits are worth half of what IEEE gives them, NaN keeps its mantissa, the plain encoder of
+types with fewer than 8 exponent bits is defective, and MX elements have their own rounding.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def round_scalar(x: jax.Array) -> jax.Array:
 
 
 def _ulps_that_round_up() -> np.ndarray:
-    """For each n in -151 .. 129: how many float32 below 2**n have a log2 that float32 rounds to n (at index n + 151)."""
+    """At index n + 151, for n in -151 .. 129: how many float32 below 2**n have a log2 that float32 rounds to n."""
     counts = []
     for n in range(-151, 130):
         below = np.abs(np.float32(n) - np.nextafter(np.float32(n), np.float32(-np.inf))) if n else 0.0

@@ -1,7 +1,9 @@
 """The architectural engine: program counter, loops and registers live in the state, and every instruction is executed.
 
 It is the definition of the machine, and runs anything. The integer side runs ahead of the float side by up to a log of
-datapath instructions (see :mod:`plena_jax.machine.control`); a fault takes it back to the instruction at fault.
+datapath instructions (see :mod:`plena_jax.machine.control`); a fault takes it back to the instruction at fault. Concrete
+runs alternate between the two from the host, with functions that the resolved engine has compiled already; runs that are
+part of somebody's ``jit`` or ``vmap`` do so inside one loop.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from jax.custom_batching import custom_vmap
 
 from plena_jax.config import MachineConfig
 from plena_jax.machine import lanes
+from plena_jax.machine.ahead import Ahead, integers_of
+from plena_jax.machine.compiled import CHUNK, Datapath, padded
 from plena_jax.machine.control import Stop, control_loop, put
 from plena_jax.machine.datapath import Memories, execute, pack_memories, unpack_memories
 from plena_jax.machine.decode import Column, Table
@@ -27,15 +31,51 @@ from plena_jax.machine.plan import plan
 from plena_jax.machine.semantics.registry import Stage
 from plena_jax.machine.state import INTEGER_FIELDS, MachineState
 from plena_jax.machine.transfer import add64
+from plena_jax.program import Program
 
 Result = tuple[MachineState, jax.Array]
 
 
-def run_architectural(table: Table, state: MachineState, limit: jax.Array, config: MachineConfig) -> Result:
-    """Run a decoded program from ``state.pc`` until it halts, faults, or has executed ``limit`` instructions.
+def run_concrete(
+    program: Program,
+    state: MachineState,
+    config: MachineConfig,
+    limit: int | None = None,
+    donate: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[MachineState, int]:
+    """Run a program from ``state.pc`` until it halts, faults, or has executed ``limit`` instructions.
 
-    Under ``vmap`` over states, lanes whose registers, loops and INT SRAM are the same share one integer machine; if they
-    differ, or the program has V_TOPK, lanes run one after the other.
+    Args:
+        program, state, config: what to run, where to start.
+        limit: instructions to execute at most.
+        donate: the memories of ``state`` may be overwritten, which saves a copy.
+        progress: called now and then with the number of instructions executed.
+
+    Returns:
+        The final state and, after an UNALLOCATED fault, how many VRAM rows or HBM bytes are needed.
+    """
+    begin = int(state.ticks)
+    ahead = Ahead(program, config, integers_of(state), limit)
+    datapath = Datapath(config, state, donate)
+    for records in ahead.pieces(state.vram.shape[0], state.hbm.shape[0]):
+        if ahead.waits:
+            datapath.int_sram = ahead.int_sram
+        datapath.execute(padded(records, CHUNK + 1), len(records))
+        if ahead.waits:
+            ahead.int_sram = datapath.int_sram
+        if progress is not None:
+            datapath.wait()
+            progress((ahead.tick - begin) & 0xFFFFFFFF)
+    integers = {name: getattr(ahead.end(), name) for name in INTEGER_FIELDS}
+    return datapath.finish(integers, ahead.fresh, ahead.unknown), ahead.needed
+
+
+def run_traced(table: Table, state: MachineState, limit: jax.Array, config: MachineConfig) -> Result:
+    """:func:`run_concrete` for traced states.
+
+    Under ``vmap`` over states, lanes whose registers, loops and INT SRAM are the same share one integer machine; if
+    they differ, or the program has V_TOPK, lanes run one after the other.
 
     Args:
         table: the decoded program.
@@ -64,8 +104,8 @@ def _run(table: Table, state: MachineState, limit: jax.Array, config: MachineCon
     until = state.ticks + limit.astype(jnp.uint32)
 
     def body(c: _Carry) -> _Carry:
-        core, side, log = control_loop(c.core, c.side, table, config, resolving=False)
-        found = plan(log, core[lanes.LOGGED], table, config, vram_rows, hbm_bytes)
+        core, side, log = control_loop(c.core, c.side, table, config)
+        found = plan(log[:-1], core[lanes.LOGGED], table, config, vram_rows, hbm_bytes)
         again = found.fault != 0
         memories = execute(config, c.memories._replace(int_sram=side.int_sram), found.records, found.count * ~again)
         if topk:

@@ -13,8 +13,8 @@ from jax.custom_batching import custom_vmap
 def any_lane(predicate: jax.Array) -> jax.Array:
     """``predicate``; under ``vmap``, whether it holds in any lane, as one unbatched value.
 
-    For a choice between a fast way and a careful one that gives the same where the fast one will do. A batched choice would
-    make ``vmap`` take both ways, and turn every index of a loop that depends on it into a gather.
+    For a choice between a fast way and a careful one that gives the same where the fast one will do. A batched choice
+    would make ``vmap`` take both ways, and turn every index of a loop that depends on it into a gather.
     """
     return predicate
 

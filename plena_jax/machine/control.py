@@ -1,11 +1,11 @@
-"""The integer machine: program counter, registers and loops. It runs ahead of the datapath and logs what that has to do.
+"""The integer machine: program counter, registers and loops; it logs what the datapath has to do.
 
-No integer depends on the datapath, except that V_TOPK writes INT SRAM. So the control loop executes integer and control
-instructions, and for each datapath instruction notes the registers that its operands name; :mod:`plena_jax.machine.plan`
-turns a whole log into records at once. Both engines run this.
+No integer depends on the datapath, except that V_TOPK writes INT SRAM. So the control loop runs ahead: it executes
+integer and control instructions, and for each datapath instruction notes the registers that its operands name;
+:mod:`plena_jax.machine.plan` turns a whole log into records at once. Both engines run this.
 
-The loop has a fast step for the instructions that programs consist of, three kernels in all, and a slow step for everything
-else: loops that open or close, INT SRAM, the loop guard, limits and faults.
+The loop has a fast step for the instructions that programs consist of, three kernels in all, and a slow step for
+everything else: loops that open or close, INT SRAM, the loop guard, limits and faults.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from plena_jax.machine.semantics.vector import topk_window
 from plena_jax.machine.state import LOOPS_PER_REGISTER
 
 #: Rows of the log: datapath instructions that the control loop may be ahead.
-LOG_ROWS = 4096
+LOG_ROWS = 8192
 LOG_COLUMNS = ("pc", "tick", "d", "x", "y", "mask", "stride", "scale", "a_low", "a_high", "fresh", "unused")
 _IOTA = np.arange(lanes.CORE, dtype=np.int32)
 _NONE = np.uint32(lanes.NO_LOOP)
@@ -217,7 +217,7 @@ def _checks(core: jax.Array, side: Side, word: Word, loops: _Loops, config: Mach
 
 
 def _slow_step(
-    core: jax.Array, log: jax.Array, side: Side, table: Table, config: MachineConfig, resolving: bool
+    core: jax.Array, log: jax.Array, side: Side, table: Table, config: MachineConfig
 ) -> tuple[jax.Array, jax.Array, Side]:
     """Execute the instruction at pc if it is a slow one, or stop; in any case say when to look again."""
     word = Word.at(table, core[lanes.PC].astype(jnp.int32))
@@ -242,7 +242,8 @@ def _slow_step(
     )
     effect = _pick(operation, machine)
     uses_int_sram = (operation == OPERATIONS.index("S_LD_INT")) | (operation == OPERATIONS.index("S_ST_INT"))
-    waits = (side.registers[lanes.PENDING] == 1) & (uses_int_sram | is_topk) & (not resolving)
+    resolving = side.registers[lanes.RESOLVING] == 1
+    waits = (side.registers[lanes.PENDING] == 1) & (uses_int_sram | is_topk) & ~resolving
     full = (core[lanes.LOGGED] >= _rows(log)) | waits
     executes = ~halted & (fault == 0) & ~full & ((operation >= len(ALU)) & (operation < len(OPERATIONS)) | is_topk)
     # What is left of fast instructions came here only because a check was due.
@@ -252,7 +253,7 @@ def _slow_step(
     reason = jnp.where(full, Stop.LOG, Stop.RUNNING)
     reason = jnp.where(fault != 0, Stop.FAULTED, jnp.where(halted, Stop.HALTED, reason))
     new_log = _write_log(log, core, _log_row(core, side, word, operands))
-    new_core, new_side = _apply(effect, core, side, word, loops, is_topk, operands, resolving)
+    new_core, new_side = _apply(effect, core, side, word, loops, is_topk, operands)
     kept = jax.tree.map(lambda new, old: jnp.where(executes, new, old), (new_core, new_side), (core, side))
     registers = put(kept[1].registers, (lanes.STATUS, fault), (lanes.STOP, reason))
     return kept[0], new_log, kept[1]._replace(registers=registers)
@@ -266,7 +267,6 @@ def _apply(
     loops: _Loops,
     is_topk: jax.Array,
     operands: Operands,
-    resolving: bool,
 ) -> tuple[jax.Array, Side]:
     tick, next_pc = core[lanes.TICKS], jnp.where(effect.next_pc < 0, word.pc + 1, effect.next_pc)
     register = jnp.maximum(jnp.maximum(effect.push, effect.pop), 0)
@@ -303,12 +303,13 @@ def _apply(
         ),
         stack=stack,
         int_sram=put(side.int_sram, (effect.entry, effect.stored)),
-        unknown=_mark(side, effect, word, is_topk, operands) if resolving else side.unknown,
+        unknown=_mark(side, effect, word, is_topk, operands),
     )
 
 
 def _mark(side: Side, effect: Effect, word: Word, is_topk: jax.Array, operands: Operands) -> jax.Array:
-    """Entries unknown after this instruction: those of V_TOPK, less one that S_ST_INT sets."""
+    """Entries unknown after this instruction when resolving: those of V_TOPK, less one that S_ST_INT sets."""
+    is_topk = is_topk & (side.registers[lanes.RESOLVING] == 1)
     entry = jnp.arange(SRAM_ENTRIES, dtype=jnp.uint32)
     written = topk_window(word.column(Column.ARGUMENT), entry - operands.y)
     return (side.unknown | (is_topk & written)) & (entry.astype(jnp.int32) != effect.entry)
@@ -318,7 +319,7 @@ def _mark(side: Side, effect: Effect, word: Word, is_topk: jax.Array, operands: 
 
 
 def control_loop(
-    core: jax.Array, side: Side, table: Table, config: MachineConfig, resolving: bool, rows: int = LOG_ROWS
+    core: jax.Array, side: Side, table: Table, config: MachineConfig, rows: int = LOG_ROWS
 ) -> tuple[jax.Array, Side, jax.Array]:
     """Run until the program ends or faults, or the log is full.
 
@@ -326,7 +327,6 @@ def control_loop(
         core, side: the integer state.
         table: the decoded program.
         config: the machine.
-        resolving: run past V_TOPK, and fault with DATA_DEPENDENT where something it wrote is loaded.
         rows: datapath instructions that the log holds, a multiple of 64.
 
     Returns:
@@ -341,9 +341,7 @@ def control_loop(
         core, log = lax.while_loop(
             lambda c: _is_fast(c[0], c[1], table), lambda c: _fast_step(*c, side, table), (core, log)
         )
-        return _slow_step(core, log, side, table, config, resolving)
+        return _slow_step(core, log, side, table, config)
 
-    core, log, side = lax.while_loop(
-        lambda c: c[2].registers[lanes.STOP] == Stop.RUNNING, body, (core, log, side)
-    )
+    core, log, side = lax.while_loop(lambda c: c[2].registers[lanes.STOP] == Stop.RUNNING, body, (core, log, side))
     return core, side, log

@@ -1,7 +1,7 @@
 """The float side: runs records. One loop for each stage, carrying only what the stage writes.
 
-A loop that carried every memory would copy one at each write of another; a loop for each stage does not, and the stages of
-a sweep hand the cursor on as long as the next record is of theirs.
+A loop that carried every memory would copy one at each write of another; a loop for each stage does not, and the stages
+of a sweep hand the cursor on as long as the next record is of theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plena_jax.machine.batching import any_lane
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.record import Flag, Record, Step, field, step
 from plena_jax.machine.semantics import Accumulator, Stage, branches
-from plena_jax.machine.semantics.matrix import fresh, wide_rows, written_row
+from plena_jax.machine.semantics.matrix import fresh, written_row
 from plena_jax.machine.semantics.vector import TOPK_ENTRIES
 from plena_jax.machine.state import MachineState
 from plena_jax.machine.sums import accumulate, accumulate_lifted, is_finite
@@ -55,7 +55,7 @@ Cursor = jax.Array
 
 
 def execute(config: MachineConfig, memories: Memories, trace: jax.Array, end: jax.Array) -> Memories:
-    """Run records 0 to ``end`` of ``trace`` int32 [n, 16]; the record at ``end`` must exist (its content does not matter)."""
+    """Run records 0 to ``end`` of ``trace`` int32 [n, 16]; the record at ``end`` must exist, with any content."""
     sweep = _Sweep(config, trace, end)
     start = (memories, jnp.zeros(2, jnp.int32))
     memories, _ = lax.while_loop(lambda c: c[1][0] < end, lambda c: sweep.run(*c), start)
@@ -125,7 +125,13 @@ class _Sweep:
     # -- matrix products ----------------------------------------------------------------------------------------------
 
     def matmul(
-        self, vram: jax.Array, cells: jax.Array, hbm: jax.Array, subnormal: jax.Array, cursor: Cursor, m_accum: jax.Array
+        self,
+        vram: jax.Array,
+        cells: jax.Array,
+        hbm: jax.Array,
+        subnormal: jax.Array,
+        cursor: Cursor,
+        m_accum: jax.Array,
     ) -> tuple[Cursor, jax.Array]:
         """Products in a row: in fast arithmetic if that is exact for what came out, else again in careful one."""
         functions = [b.function for b in branches(Stage.MATMUL)]
@@ -144,7 +150,9 @@ class _Sweep:
         start = fast = (cursor, m_accum)
         for branch, function in enumerate(functions):
             fast = lax.while_loop(
-                lambda c, b=branch: self.at(c[0], Stage.MATMUL) & (field(self.trace, c[0][0], Record.BRANCH) == b) & ~subnormal,
+                lambda c, b=branch: (
+                    self.at(c[0], Stage.MATMUL) & (field(self.trace, c[0][0], Record.BRANCH) == b) & ~subnormal
+                ),
                 lambda c, f=function: run(*c, partial(read, function=f), accumulate_lifted),
                 fast,
             )
@@ -179,7 +187,13 @@ class _Sweep:
         return self.next(cursor, s), vram, cells
 
     def wide(
-        self, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor, vram: jax.Array, cells: jax.Array, subnormal: jax.Array
+        self,
+        m_accum: jax.Array,
+        hbm: jax.Array,
+        cursor: Cursor,
+        vram: jax.Array,
+        cells: jax.Array,
+        subnormal: jax.Array,
     ) -> tuple[Cursor, jax.Array, jax.Array, jax.Array]:
         s = self.step(cursor)
         new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, cursor)
@@ -294,7 +308,7 @@ def pack_memories(config: MachineConfig, state: MachineState) -> Memories:
 
 
 def unpack_memories(config: MachineConfig, memories: Memories, state: MachineState, fresh: jax.Array) -> MachineState:
-    """``state`` with its memories and float registers taken from what ran; ``fresh`` has a bit per drained accumulator."""
+    """``state`` with memories and float registers taken from what ran; ``fresh`` has a bit per drained accumulator."""
     cells, layout = memories.cells, Layout(config)
 
     def values(first: int, shape: tuple[int, ...]) -> jax.Array:

@@ -1,7 +1,7 @@
 """Programs to tables: what an instruction is, apart from the registers it names.
 
-A decoded program is its words and, for each, the number of a *template*: a row of everything that words of one kind have in
-common. There are few templates, so a program of a million words is decoded by array operations.
+A decoded program is its words and, for each, the number of a *template*: a row of everything that words of one kind
+have in common. There are few templates, so a program of a million words is decoded by array operations.
 """
 
 from __future__ import annotations

@@ -70,11 +70,18 @@ def _why(code: Fault, entry: Instruction, word: int, state: MachineState, config
         limit = f"{config.max_loop_instructions} (MAX_LOOP_INSTRUCTIONS)"
         return _Why("an iteration of an open loop has executed too many instructions", limit=limit)
     if code is Fault.HBM_RANGE:
-        return _Why("stores beyond the end of HBM", _name(entry, Field.RS1, word), int(gp[field(Field.RS1)]), f"{config.hbm_size} bytes (HBM_SIZE)")
+        return _Why(
+            "stores beyond the end of HBM",
+            _name(entry, Field.RS1, word),
+            int(gp[field(Field.RS1)]),
+            f"{config.hbm_size} bytes (HBM_SIZE)",
+        )
     if code in (Fault.VRAM_UNALLOCATED, Fault.HBM_UNALLOCATED):
         rows, size = state.vram.shape[0], state.hbm.shape[0]
         memory = f"VRAM ({rows} rows)" if code is Fault.VRAM_UNALLOCATED else f"HBM ({size} bytes)"
-        return _Why(f"needs more than the state has allocated of {memory}", limit="MachineState.grown, or run outside jit")
+        return _Why(
+            f"needs more than the state has allocated of {memory}", limit="MachineState.grown, or run outside jit"
+        )
     return _Why(f"stopped: {code.name}")
 
 
@@ -93,7 +100,10 @@ def _address(code: Fault, entry: Instruction, word: int, state: MachineState, co
         value = _value(operand, word, state)
         address, size = operand.address, operand.address.block(config)
         block, offset = divmod(value, size)
-        name = _name(entry, field, word) + {Field.IMM18: " + imm", Field.RD: f" + gp{word >> 6 & 15}", None: ""}[operand.plus]
+        name = (
+            _name(entry, field, word)
+            + {Field.IMM18: " + imm", Field.RD: f" + gp{word >> 6 & 15}", None: ""}[operand.plus]
+        )
         if offset % address.unit(config) or offset >= address.limit(config):
             return _Why(f"misaligned {address.space.value} address", name, value, _alignment(operand, config))
         count = address.count(config, word >> Field.RS3.shift & Field.RS3.limit)
@@ -120,7 +130,8 @@ def _alignment(operand: Operand, config: MachineConfig) -> str:
     assert address is not None
     if address.limit(config) == 1:
         return f"a multiple of {address.block(config)}"
-    return f"{address.rule} (multiples of {address.unit(config)} below {address.limit(config)} in a block of {address.block(config)})"
+    unit, limit = address.unit(config), address.limit(config)
+    return f"{address.rule} (multiples of {unit} below {limit} in a block of {address.block(config)})"
 
 
 def _range(operand: Operand, count: int, config: MachineConfig) -> str:
@@ -130,4 +141,5 @@ def _range(operand: Operand, count: int, config: MachineConfig) -> str:
     unit = {Space.VRAM: "rows", Space.MRAM: "tiles"}.get(address.space, "entries")
     if count > capacity:
         return f"nothing: it takes {count} {unit}, and there are {capacity}"
-    return f"up to {(capacity - count) * size + max(address.limit(config) - 1, 0)} ({count} of {capacity} {unit} from there)"
+    last = (capacity - count) * size + max(address.limit(config) - 1, 0)
+    return f"up to {last} ({count} of {capacity} {unit} from there)"

@@ -24,7 +24,8 @@ class Fault(enum.IntEnum):
     LOOP_GUARD = 12
     LOOP_DEPTH = 13
     HBM_RANGE = 14
-    #: Inside the configured memory but beyond the rows or bytes that this state holds; ``run`` grows the state and goes on.
+    #: Inside the configured memory but beyond the rows or bytes that this state holds; ``run`` grows the state and goes
+    #: on.
     VRAM_UNALLOCATED = 15
     HBM_UNALLOCATED = 16
     #: Only while resolving: an integer that the datapath computed (V_TOPK) decides where the program goes.

@@ -27,7 +27,8 @@ class Images:
     """Byte images of memories, each from address 0.
 
     As input: ``fp_sram`` holds IEEE float16, ``int_sram`` little-endian 32-bit words, ``vram`` packed VECTOR_SRAM_TYPE
-    elements. As output of :meth:`of`: ``fp_sram`` holds BF16 (so is the emulator's dump), ``mram`` packed MATRIX_SRAM_TYPE.
+    elements. As output of :meth:`of`: ``fp_sram`` holds BF16 (so is the emulator's dump), ``mram`` packed
+    MATRIX_SRAM_TYPE.
     """
 
     hbm: bytes = b""

@@ -8,11 +8,13 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from numpy.typing import ArrayLike
 
 from plena_jax.config import MachineConfig
 from plena_jax.errors import EngineError
-from plena_jax.machine.architectural import run_architectural
+from plena_jax.machine.architectural import run_concrete, run_traced
+from plena_jax.machine.compiled import warm_up
 from plena_jax.machine.decode import decode
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
@@ -28,8 +30,6 @@ from plena_jax.program import Program
 Engine = Literal["auto", "architectural", "resolved"]
 #: Called with the number of instructions executed so far.
 Progress = Callable[[int], None]
-#: Instructions between two calls of a progress function on the architectural engine.
-_SLICE = 1 << 22
 
 
 class EngineChoice(NamedTuple):
@@ -90,8 +90,8 @@ def run(
 ) -> MachineState:
     """Run a program from ``state.pc`` until it ends, and return the final state.
 
-    Works inside ``jit`` and ``vmap``; there a fault is only recorded in ``state.status`` (see :class:`Fault`), and memories do
-    not grow. Both engines end in the same state, bit for bit.
+    Works inside ``jit`` and ``vmap``; there a fault is only recorded in ``state.status`` (see :class:`Fault`), and
+    memories do not grow. Both engines end in the same state, bit for bit.
 
     Args:
         program: a :class:`Program`, or its machine words.
@@ -99,7 +99,8 @@ def run(
         config: the machine, the published transactional profile by default.
         engine: "resolved" works out registers, loops and addresses once and keeps them; "architectural" executes every
             instruction and runs anything; "auto" takes the first where it can (:func:`engine_for` tells).
-        max_instructions: stop with status ``Fault.LIMIT`` after so many; running on from there is the same as one long run.
+        max_instructions: stop with status ``Fault.LIMIT`` after so many; running on from there is the same as one long
+            run.
         throw: raise a fault as an exception.
         donate: the memories of ``state`` may be overwritten; it cannot be used again. Saves a copy of VRAM and HBM.
         progress: called now and then with the number of instructions executed.
@@ -113,11 +114,14 @@ def run(
     state = MachineState.create(config) if state is None else state
     program = _program(program)
     _check(state, config, max_instructions)
+    compiling = None if _is_tracing() else warm_up(config, state)
     choice = engine_for(program, state, config, engine, max_instructions)
+    if compiling is not None:
+        compiling.result()
     if choice.trace is not None:
         final = _run_resolved(choice.trace, state, donate, progress)
     else:
-        final = _run_architectural(program, state, config, max_instructions, progress)
+        final = _run_architectural(program, state, config, max_instructions, donate, progress)
     concrete = not isinstance(final.status, jax.core.Tracer)
     if throw and concrete and np.ndim(final.status) == 0 and final.fault not in (Fault.OK, Fault.LIMIT):
         raise explain(program, final, config)
@@ -147,21 +151,27 @@ def _run_resolved(trace: Trace, state: MachineState, donate: bool, progress: Pro
 
 
 def _run_architectural(
-    program: Program, state: MachineState, config: MachineConfig, limit: int | None, progress: Progress | None
+    program: Program,
+    state: MachineState,
+    config: MachineConfig,
+    limit: int | None,
+    donate: bool,
+    progress: Progress | None,
 ) -> MachineState:
-    table = jax.tree.map(jnp.asarray, decode(program, config))
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
-    if traced:
-        return run_architectural(table, state, jnp.int32(-1 if limit is None else limit), config)[0]
+    if _is_tracing() or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
+        table = jax.tree.map(jnp.asarray, decode(program, config))
+        return run_traced(table, state, jnp.int32(-1 if limit is None else limit), config)[0]
     begin, done = state.instructions, 0
     while True:
+        report = None if progress is None else lambda more, so_far=done: progress(so_far + more)
         left = None if limit is None else limit - done
-        step = left if progress is None else min(_SLICE, _SLICE if left is None else left)
-        state, needed = run_architectural(table, state, jnp.int32(-1 if step is None else step), config)
-        done = state.instructions - begin
-        if progress is not None:
-            progress(done)
-        if state.fault in GROWABLE:
-            state = grow(state, config, int(needed))
-        elif state.fault is not Fault.LIMIT or done == limit:
+        state, needed = run_concrete(program, state, config, left, donate, report)
+        if state.fault not in GROWABLE:
             return state
+        done = state.instructions - begin
+        state, donate = grow(state, config, needed), True
+
+
+def _is_tracing() -> bool:
+    """Whether we are inside ``jit``: there even the operations on concrete values are traced."""
+    return isinstance(lax.add(np.int32(0), np.int32(0)), jax.core.Tracer)

@@ -168,14 +168,16 @@ class MachineState:
     ) -> MachineState:
         rows = vram_allocation(config, max(used_rows, 1)) if vram_rows is None else vram_rows
         if not used_rows <= rows <= config.vector_sram_size or rows < 1:
-            raise image_error("VRAM", f"{max(used_rows, rows)} rows", f"VECTOR_SRAM_SIZE, {config.vector_sram_size} rows")
+            raise image_error(
+                "VRAM", f"{max(used_rows, rows)} rows", f"VECTOR_SRAM_SIZE, {config.vector_sram_size} rows"
+            )
         size = hbm_allocation(config, used_bytes) if hbm_bytes is None else hbm_bytes
         if used_bytes > config.hbm_size or size > config.hbm_size:
             raise image_error("HBM", f"{max(used_bytes, size)} bytes", f"HBM_SIZE, {config.hbm_size} bytes")
         if size < used_bytes or size % 64 or size >= MAX_ALLOCATED_HBM:
             raise ImageError(
-                f"HBM: cannot allocate {size} bytes; allowed: a multiple of 64, at least the image's {used_bytes} bytes, "
-                f"below {MAX_ALLOCATED_HBM}"
+                f"HBM: cannot allocate {size} bytes; allowed: a multiple of 64, at least the {used_bytes} bytes of the "
+                f"image, below {MAX_ALLOCATED_HBM}"
             )
         zeros, heads = jnp.zeros, config.broadcast_amount
         stack = (_REGISTERS, LOOPS_PER_REGISTER)
@@ -266,8 +268,10 @@ class MachineState:
 
 #: Fields that the integer side owns: they do not depend on the datapath, except INT SRAM through V_TOPK.
 INTEGER_FIELDS = (
-    "int_sram", "gp", "a", "scale", "stride", "v_mask", "loops", "pc", "status", "ticks", "counts", "cycles", "hbm_blocks",
-)  # fmt: skip
+    *("int_sram", "gp", "a", "scale", "stride", "v_mask", "loops", "pc", "status", "ticks", "counts", "cycles"),
+    "hbm_blocks",
+)
+FLOAT_FIELDS = tuple(f.name for f in dataclasses.fields(MachineState) if f.name not in INTEGER_FIELDS)
 
 
 def _wide(pair: np.ndarray) -> int:
@@ -285,7 +289,9 @@ def _bytes(hbm: Any) -> np.ndarray:
         return np.frombuffer(hbm, np.uint8)
     data = np.asarray(hbm)
     if data.dtype != np.uint8 or data.ndim != 1:
-        raise ImageError(f"HBM: contents are {data.dtype} {data.shape}; allowed: bytes, or a one-dimensional uint8 array")
+        raise ImageError(
+            f"HBM: contents are {data.dtype} {data.shape}; allowed: bytes, or a one-dimensional uint8 array"
+        )
     return data
 
 
@@ -302,7 +308,6 @@ def vram_allocation(config: MachineConfig, rows: int) -> int:
 def hbm_allocation(config: MachineConfig, size: int) -> int:
     """Bytes to allocate when ``size`` are needed."""
     return min(max(_power_of_two(size), _DEFAULT_HBM), config.hbm_size, max(MAX_ALLOCATED_HBM - 64, size))
-
 
 
 def allocate(state: MachineState, config: MachineConfig, rows: int, size: int) -> MachineState:

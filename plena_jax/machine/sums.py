@@ -1,13 +1,13 @@
 """Sums in the order of the hardware model's arithmetic library, which decides the last bit of float32 results.
 
-The orders below reproduce every recorded case (``docs/numerics.md`` says how they were found): products with a matrix add
-along k one by one, in blocks of 128; products with a transposed matrix and one row add in eight lanes; a row sum adds in
-four interleaved groups of eight lanes. They are written as plain element-wise additions, because a backend may reorder a
-``dot`` or a ``reduce``.
+The orders below reproduce every recorded case (``docs/numerics.md`` says how they were found): products with a matrix
+add along k one by one, in blocks of 128; products with a transposed matrix and one row add in eight lanes; a row sum
+adds in four interleaved groups of eight lanes. They are written as plain element-wise additions, because a backend may
+reorder a ``dot`` or a ``reduce``.
 
-XLA:CPU treats subnormal numbers as zero. A sum whose terms are scaled by a power of two rounds the same and stays out of that
-range, so every sum is taken of lifted operands; where lifting overflows, terms are so large that subnormal ones cannot count,
-and the plain sum is taken. Derivatives are those of the plain products and sums.
+XLA:CPU treats subnormal numbers as zero. A sum whose terms are scaled by a power of two rounds the same and stays out
+of that range, so every sum is taken of lifted operands; where lifting overflows, terms are so large that subnormal ones
+cannot count, and the plain sum is taken. Derivatives are those of the plain products and sums.
 """
 
 from __future__ import annotations
@@ -119,11 +119,14 @@ def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
 
 def _block_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     if 4 * x.shape[0] * w.size <= _MATERIALISE_BYTES:
-        products = lax.optimization_barrier(x.T[:, :, None] * w[:, None, :])
-        total = products[0]
-        for k in range(1, len(products)):
-            total = total + products[k]
-        return total
+        shape = len(w), x.shape[0], w.shape[1]
+        products = lax.broadcast_in_dim(x, shape, (1, 0)) * lax.broadcast_in_dim(w, shape, (0, 2))
+        products = lax.optimization_barrier(products)
+        # Slices keep their axis: reshapes between them would keep two of XLA's passes undoing each other's work.
+        total = products[:1]
+        for k in range(1, len(w)):
+            total = total + products[k : k + 1]
+        return total[0]
     term = lambda k: x[:, k, None] * w[k]
     return lax.fori_loop(1, len(w), lambda k, total: total + term(k), term(0))
 
@@ -198,7 +201,7 @@ def _row_sum(rows: jax.Array) -> jax.Array:
 
 @jax.jit
 def row_max(rows: jax.Array) -> jax.Array:
-    """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the one the reference gives."""
+    """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the reference's one."""
     rank, bits = jnp.asarray(_max_rank(rows.shape[1])), to_bits(rows)
     nan, zero = is_nan(rows), magnitude(rows) == 0
     # Both zeros have the key 0. Any NaN is above infinity, of several the first in rank.

@@ -43,8 +43,8 @@ class Effect:
     """One thing that an instruction wrote.
 
     Attributes:
-        target: where, as "gp3", "vram[20]" (a row), "vram[20][8]" (from a lane on), "f1", "fp_sram[5]", "m_accum", "mram[2]"
-            (a tile) or "hbm[0x400]".
+        target: where, as "gp3", "vram[20]" (a row), "vram[20][8]" (from a lane on), "f1", "fp_sram[5]", "m_accum",
+            "mram[2]" (a tile) or "hbm[0x400]".
         values: what is there now: the first element, row or block.
         count: elements of one register or SRAM, rows, or bytes written in all.
     """
@@ -106,19 +106,21 @@ def _steps(table: Table, carry: _Carry, config: MachineConfig) -> tuple[_Carry, 
     layout = Layout(config)
 
     def step(carry: _Carry, _: None) -> tuple[_Carry, _Seen]:
-        until = (lanes.UNTIL, carry.core[lanes.TICKS] + jnp.minimum(carry.left, 1)), (lanes.HAS_UNTIL, 1), (lanes.STATUS, 0)
+        until = (
+            (lanes.UNTIL, carry.core[lanes.TICKS] + jnp.minimum(carry.left, 1)),
+            (lanes.HAS_UNTIL, 1),
+            (lanes.STATUS, 0),
+        )
         side = carry.side._replace(registers=put(carry.side.registers, *until))
-        core, side, log = control_loop(carry.core, side, table, config, resolving=False, rows=_LOG_ROWS)
-        found = plan(log, core[lanes.LOGGED], table, config, vram_rows, hbm_bytes)
+        core, side, log = control_loop(carry.core, side, table, config, rows=_LOG_ROWS)
+        found = plan(log[:-1], core[lanes.LOGGED], table, config, vram_rows, hbm_bytes)
         bad = found.fault != 0
         memories = carry.memories._replace(int_sram=side.int_sram)
         memories = execute(config, memories, found.records, found.count)
         side = side._replace(int_sram=memories.int_sram)
         status = side.registers[lanes.STATUS].astype(jnp.int32)
         status = jnp.where(bad, found.fault, jnp.where(status == Fault.LIMIT, 0, status))
-        core, side = jax.tree.map(
-            lambda old, new: jnp.where(bad, old, new), (carry.core, carry.side), (core, side)
-        )
+        core, side = jax.tree.map(lambda old, new: jnp.where(bad, old, new), (carry.core, carry.side), (core, side))
         record = found.records[0]
         row, in_vram = _first_row(record, config, layout)
         pick = lambda memory, here: block_of(memory, jnp.where(here, row, 0), 1)[0]
@@ -198,9 +200,7 @@ def trace(
             return state
 
 
-def _executed(
-    program: Program, before: tuple[np.ndarray, np.ndarray], seen: _Seen, config: MachineConfig
-) -> Executed:
+def _executed(program: Program, before: tuple[np.ndarray, np.ndarray], seen: _Seen, config: MachineConfig) -> Executed:
     core = before[0]
     pc = int(core[lanes.PC])
     word = int(program.words[pc])

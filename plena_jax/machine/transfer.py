@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plena_jax import arithmetic
-from plena_jax.bits import u32
+from plena_jax.bits import Array, array_module, u32
 from plena_jax.config import Intended, MachineConfig, Precision
 from plena_jax.formats import FloatFormat, IntFormat, MXFormat, pack, unpack
 
@@ -78,7 +78,9 @@ class Transfer:
         bits, scale_bits, scales = fmt.element.bits, fmt.scale.bits, lanes // fmt.block
         problem = ""
         if bits % 8 and not config.intended.sub_byte_formats:
-            problem = f"MX elements of {bits} bits do not work in the hardware model (Intended.sub_byte_formats makes them)"
+            problem = (
+                f"MX elements of {bits} bits do not work in the hardware model (Intended.sub_byte_formats makes them)"
+            )
         elif bits == 32:
             problem = "32-bit elements do not unpack in the hardware model"
         elif bits & (bits - 1) and not config.intended.sub_byte_formats:
@@ -145,34 +147,36 @@ class Transfers:
         )
 
 
-# -- 64-bit addresses as pairs of uint32 ------------------------------------------------------------------------------
+# -- 64-bit addresses as pairs of uint32, NumPy arrays or traced ones ---------------------------------------------------
 
 
-def add64(low: jax.Array, high: jax.Array, more: jax.Array, more_high: jax.Array | int = 0) -> tuple[jax.Array, jax.Array]:
+def add64(low: Array, high: Array, more: Array, more_high: Array | None = None) -> tuple[Array, Array]:
     """``(low, high) + (more, more_high)`` modulo 2**64."""
     total = low + more
-    return total, high + jnp.asarray(more_high).astype(jnp.uint32) + (total < more).astype(jnp.uint32)
+    carried = high + (total < more).astype(np.uint32)
+    return total, carried if more_high is None else carried + more_high
 
 
-def element_address(low: jax.Array, high: jax.Array, stride: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+def element_address(low: Array, high: Array, stride: Array, row: Array) -> tuple[Array, Array]:
     """Byte address of the elements of rows ``row``: base plus ``row * stride`` modulo 2**32."""
-    return add64(low, high, u32(row) * u32(stride))
+    return add64(low, high, row.astype(np.uint32) * stride.astype(np.uint32))
 
 
-def scale_address(
-    low: jax.Array, high: jax.Array, stride: jax.Array, row: jax.Array, ratio: int | jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def scale_address(low: Array, high: Array, stride: Array, row: Array, ratio: int | Array) -> tuple[Array, Array]:
     """Byte address of the scales of rows ``row``: base plus the truncated float32 ``row * (stride / ratio)``."""
-    offset = jnp.trunc(row.astype(jnp.float32) * (u32(stride).astype(jnp.float32) / jnp.asarray(ratio, jnp.float32)))
-    upper = jnp.floor(offset * np.float32(2.0**-32))
+    xp = array_module(row)
+    step = stride.astype(np.uint32).astype(np.float32) / xp.asarray(ratio, np.float32)
+    offset = xp.trunc(row.astype(np.float32) * step)
+    upper = xp.floor(offset * np.float32(2.0**-32))
     lower = offset - upper * np.float32(2.0**32)
-    return add64(low, high, lower.astype(jnp.uint32), upper.astype(jnp.uint32))
+    return add64(low, high, lower.astype(np.uint32), upper.astype(np.uint32))
 
 
 def read_bytes(hbm: jax.Array, low: jax.Array, high: jax.Array, count: int, line_only: bool = False) -> jax.Array:
     """uint8 [n, count] from addresses [n]; what lies beyond the allocated bytes is zero.
 
-    With ``line_only``, so is what lies beyond the 64-byte line of the first byte (scales are fetched by one block read).
+    With ``line_only``, so is what lies beyond the 64-byte line of the first byte (scales are fetched by one block
+    read).
     """
     offset = jnp.arange(count, dtype=jnp.uint32)
     index = low[:, None] + offset
@@ -183,6 +187,6 @@ def read_bytes(hbm: jax.Array, low: jax.Array, high: jax.Array, count: int, line
     return jnp.where(there, data, jnp.uint8(0))
 
 
-def blocks_touched(low: jax.Array, count: jax.Array) -> jax.Array:
+def blocks_touched(low: Array, count: Array) -> Array:
     """Aligned 64-byte blocks that ``count`` > 0 bytes at ``low`` overlap."""
     return (low % BLOCK + count + np.uint32(BLOCK - 1)) // BLOCK

@@ -18,7 +18,9 @@ from plena_jax.machine.record import Flag, Step
 from plena_jax.machine.transfer import vram_format
 
 
-def block_of(memory: jax.Array, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None) -> jax.Array:
+def block_of(
+    memory: jax.Array, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None
+) -> jax.Array:
     """float32 [rows, lanes] of a memory from (row, lane)."""
     start = (row, jnp.asarray(lane, jnp.int32))
     sizes = (rows, memory.shape[1] if lanes is None else lanes)
@@ -133,9 +135,7 @@ def _operand(vram: jax.Array, cells: jax.Array, in_vram: jax.Array, row: jax.Arr
 
 
 @partial(jax.jit, static_argnames="config")
-def _written(
-    cells: jax.Array, step: Step, result: jax.Array, inactive: jax.Array, config: MachineConfig
-) -> jax.Array:
+def _written(cells: jax.Array, step: Step, result: jax.Array, inactive: jax.Array, config: MachineConfig) -> jax.Array:
     is_row = step.has(Flag.RD_VRAM)
     view = View(config, cells, cells, cells, cells)
     old = view.block(jnp.where(is_row, 0, step.rd), 1)[0]

@@ -1,7 +1,7 @@
 """Semantics of integer and control instructions (isa.md sections 4.5 and 4.7): integers only, never the datapath.
 
-Functions come in two kinds. An :data:`ALU` function returns the new value of one register; all of them are evaluated in every
-fast step of the control loop and one value is picked, so they must be cheap. A :data:`SLOW` function returns an
+Functions come in two kinds. An :data:`ALU` function returns the new value of one register; all of them are evaluated in
+every fast step of the control loop and one value is picked, so they must be cheap. A :data:`SLOW` function returns an
 :class:`Effect`; the instructions among them are few in a program's run.
 """
 
@@ -41,7 +41,9 @@ class Alu(NamedTuple):
 ALU: dict[str, Alu] = {}
 
 
-def alu(mnemonic: str, lane: int | None = None) -> Callable[[Callable[[Operands], jax.Array]], Callable[..., jax.Array]]:
+def alu(
+    mnemonic: str, lane: int | None = None
+) -> Callable[[Callable[[Operands], jax.Array]], Callable[..., jax.Array]]:
     """Register the function that computes what ``mnemonic`` writes."""
     _check(mnemonic)
 

@@ -45,14 +45,15 @@ def m_tmm(view: View, step: Step) -> tuple[jax.Array, jax.Array]:
 
 
 def _split(row: jax.Array, config: MachineConfig) -> tuple[jax.Array, jax.Array]:
-    """First row of the tile that a row of matrix SRAM is in, and its number there. (Matrix SRAM is first in ``cells``.)"""
+    """First row of the tile that a row of matrix SRAM is in, and its number there."""
+    # Matrix SRAM is first in ``cells``.
     within = lax.rem(row, jnp.int32(config.mlen))
     return row - within, within
 
 
 @semantic("M_MM_WO", stage=Stage.WRITE, drains=Accumulator.M)
 def m_mm_wo(view: View, step: Step, old: jax.Array, first: jax.Array) -> jax.Array:
-    """BLEN lanes of BLEN rows := m_accum; one row a part, row ``first`` of the block, where the rows are not neighbours."""
+    """BLEN lanes of BLEN rows := m_accum; of rows that are not neighbours one a part, row ``first`` of ``old``."""
     size = view.config.blen
     new = view.round(fresh(step, view.m_accum))
     row = lax.dynamic_slice_in_dim(new, jnp.minimum(step.part, size - 1), 1, 0)

@@ -13,8 +13,8 @@ from plena_jax.machine.semantics.registry import Stage, semantic
 from plena_jax.machine.transfer import Transfer, Transfers, element_address, read_bytes, scale_address
 from plena_jax.machine.view import View
 
-# In the record of a transfer rs1 and rs2 hold the 64-bit addresses of elements and scales (low word, offset: high word),
-# mask the stride, argument whether the KV type is meant.
+# In the record of a transfer rs1 and rs2 hold the 64-bit addresses of elements and scales (low word, offset: high
+# word), mask the stride, argument whether the KV type is meant.
 
 
 def _fetch(view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: jax.Array) -> jax.Array:
@@ -40,9 +40,7 @@ def _precision(fields: dict[str, int]) -> int:
     return int(fields["precision"] != 0)
 
 
-@semantic(
-    "H_PREFETCH_M", stage=Stage.WIDE, parts=lambda c: c.prefetch_m_rows // wide_rows(c), argument=_precision
-)
+@semantic("H_PREFETCH_M", stage=Stage.WIDE, parts=lambda c: c.prefetch_m_rows // wide_rows(c), argument=_precision)
 def h_prefetch_m(view: View, step: Step) -> jax.Array:
     """Rows of tiles := HBM rows, unrounded."""
     count = wide_rows(view.config)

@@ -1,8 +1,8 @@
 """Which function executes an instruction, and how it takes part in a step.
 
-A semantic function is pure and works on values: it reads what it needs through a :class:`~plena_jax.machine.view.View` and
-returns what is to be written. Where that goes follows from the declaration and the instruction's operands, not from the
-function. The stages differ in what they write:
+A semantic function is pure and works on values: it reads what it needs through a :class:`~plena_jax.machine.view.View`
+and returns what is to be written. Where that goes follows from the declaration and the instruction's operands, not from
+the function. The stages differ in what they write:
 
 ========  ======================================================  ===================================================
 stage     a function returns                                      it is written to
@@ -69,7 +69,8 @@ class Semantic:
         function: ``(view, step) -> what its stage writes``.
         stage: where it runs.
         parts: writes of one stage unit that the instruction takes.
-        region: attribute of Layout: the rows of ``cells`` that a ROW or WIDE instruction writes; empty if rd says where.
+        region: attribute of Layout: the rows of ``cells`` that a ROW or WIDE instruction writes; empty if rd says
+            where.
         argument: from the word's other fields by name, a number for ``step.argument``.
         adds_to, drains: accumulators it adds to, or writes out and clears.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from plena_jax import arithmetic
-from plena_jax.bits import INFINITY, is_nan, magnitude, to_bits, u32
+from plena_jax.bits import INFINITY, from_bits, is_nan, magnitude, to_bits, u32
 from plena_jax.config import MachineConfig
 from plena_jax.isa import TOPK_POLICIES
 from plena_jax.machine.record import Step
@@ -96,20 +96,13 @@ def topk_window(policy: jax.Array, offset: jax.Array) -> jax.Array:
     return offset < jnp.where(policy == 0, *(jnp.uint32(k) for _, k in TOPK_POLICIES))
 
 
-def _largest(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Indices and values of the TOPK_ENTRIES largest keys, the lower index first among equals."""
+def _ranked(keys: jax.Array, *values: jax.Array) -> list[jax.Array]:
+    """The entries of each int32 or uint32 [n] of ``values`` at the TOPK_ENTRIES largest keys, the lower index first."""
     index = jnp.arange(keys.shape[0], dtype=jnp.int32)
-
-    def take(rank: int, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        taken, order, chosen = carry
-        top = jnp.max(jnp.where(taken, np.int32(-(2**31)), keys))
-        first = jnp.min(jnp.where(~taken & (keys == top), index, keys.shape[0] - 1))
-        slot = jnp.arange(TOPK_ENTRIES) == rank
-        return taken | (index == first), jnp.where(slot, first, order), jnp.where(slot, values[first], chosen)
-
-    nothing = jnp.zeros(keys.shape, bool), jnp.zeros(TOPK_ENTRIES, jnp.int32), jnp.zeros(TOPK_ENTRIES, jnp.float32)
-    _, order, chosen = lax.fori_loop(0, TOPK_ENTRIES, take, nothing)
-    return order, chosen
+    ahead = (keys > keys[:, None]) | ((keys == keys[:, None]) & (index < index[:, None]))
+    rank = jnp.sum(ahead, axis=1, dtype=jnp.int32)
+    wanted = rank == jnp.arange(TOPK_ENTRIES, dtype=jnp.int32)[:, None]
+    return [jnp.sum(jnp.where(wanted, v, np.zeros((), v.dtype)), axis=1, dtype=v.dtype) for v in values]
 
 
 @semantic("V_TOPK", stage=Stage.TOPK, argument=lambda fields: fields["policy"])
@@ -127,14 +120,16 @@ def v_topk(view: View, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
     experts = jnp.where(step.argument == 0, *(experts for experts, _ in TOPK_POLICIES))
     count = jnp.where(step.argument == 0, *(k for _, k in TOPK_POLICIES))
     logits = jnp.where(is_nan(logits), -jnp.inf, logits)
-    present = jnp.arange(most) < experts
-    keys = jnp.where(present, arithmetic.total_order(logits), np.int32(-(2**31)))
-    order, chosen = _largest(keys, logits)
-    lead = chosen[0]
-    weights = arithmetic.exp_below_one(arithmetic.subtract(chosen, jnp.broadcast_to(lead, chosen.shape)))
-    total = lax.fori_loop(
-        0, TOPK_ENTRIES, lambda k, t: jnp.where(k < count, arithmetic.add(t, weights[k]), t), jnp.float32(0)
-    )
+    index = jnp.arange(most, dtype=jnp.int32)
+    keys = jnp.where(index < experts, arithmetic.total_order(logits), np.int32(-(2**31)))
+    order, bits = _ranked(keys, u32(index), to_bits(logits))
+    chosen = from_bits(bits)
+    weights = arithmetic.exp_below_one(arithmetic.subtract(chosen, jnp.broadcast_to(chosen[0], chosen.shape)))
+    weights = jnp.where(np.arange(TOPK_ENTRIES) < count, weights, jnp.float32(0))
+    # The first weight is 1 (or NaN): subnormal ones do not count.
+    total = weights[0]
+    for rank in range(1, TOPK_ENTRIES):
+        total = total + weights[rank]
     good = (magnitude(total) < u32(INFINITY)) & (to_bits(total) < u32(INFINITY)) & (total > 0)
     shares = jnp.where(good, arithmetic.divide(weights, jnp.broadcast_to(total, weights.shape)), jnp.float32(0))
-    return round_scalar(shares), order.astype(jnp.uint32), count.astype(jnp.int32)
+    return round_scalar(shares), order, count.astype(jnp.int32)

@@ -1,0 +1,117 @@
+"""The datapath of a concrete run: compiled functions, and the memories they work on.
+
+Both engines use the same three functions, so that one compilation serves all programs of a configuration. (A run inside
+``jit`` or ``vmap`` is compiled as part of that.)
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plena_jax.bits import Array
+from plena_jax.config import MachineConfig
+from plena_jax.machine.control import LOG_ROWS
+from plena_jax.machine.datapath import Memories, execute, pack_memories, unpack_memories
+from plena_jax.machine.record import WIDTH
+from plena_jax.machine.state import MachineState
+
+#: Records that one compiled call takes: those of a full log.
+CHUNK = LOG_ROWS
+
+_pack = jax.jit(pack_memories, static_argnames="config")
+
+
+@partial(jax.jit, static_argnames="config")
+def _pack_copies(config: MachineConfig, state: MachineState) -> Memories:
+    """Packed memories that share nothing with the state."""
+    return jax.tree.map(jnp.copy, pack_memories(config, state))
+
+
+_execute = jax.jit(execute, static_argnames="config", donate_argnames="memories")
+
+
+@partial(jax.jit, static_argnames="config")
+def _unpack(
+    config: MachineConfig, memories: Memories, state: MachineState, fresh: Array, int_sram: Array, unknown: Array
+) -> MachineState:
+    final = unpack_memories(config, memories, state, fresh)
+    return final.replace(int_sram=jnp.where(unknown, memories.int_sram, int_sram))
+
+
+def padded(records: np.ndarray, rows: int) -> np.ndarray:
+    """``records`` [n, 16] with zeros behind, up to ``rows``."""
+    return np.concatenate([records, np.zeros((rows - len(records), WIDTH), np.int32)])
+
+
+class Datapath:
+    """The memories and float registers of a concrete run."""
+
+    def __init__(self, config: MachineConfig, state: MachineState, donate: bool = False) -> None:
+        """Take them from ``state``; with ``donate`` its memories may be overwritten."""
+        self.config, self._state = config, state
+        self._memories = (_pack if donate else _pack_copies)(config, state)
+
+    def execute(self, records: Array, count: int) -> None:
+        """Run the first ``count`` of ``records``, int32 [CHUNK + 1, 16]."""
+        self._memories = _execute(self.config, self._memories, records, np.int32(count))
+
+    def wait(self) -> None:
+        """Return when all that was asked for is done."""
+        jax.block_until_ready(self._memories.m_accum)
+
+    @property
+    def int_sram(self) -> jax.Array:
+        """uint32 [1024]: INT SRAM as V_TOPK has left it."""
+        return self._memories.int_sram
+
+    @int_sram.setter
+    def int_sram(self, entries: np.ndarray) -> None:
+        self._memories = self._memories._replace(int_sram=jnp.asarray(entries))
+
+    def finish(self, integers: dict[str, Any], fresh: int, unknown: np.ndarray) -> MachineState:
+        """The final state; this object cannot be used after that.
+
+        Args:
+            integers: the integer fields of the state.
+            fresh: bit mask of the accumulators that count as zero.
+            unknown: bool [1024], INT SRAM entries that are to be taken from the datapath.
+        """
+        state, memories = self._state.replace(**integers), self._memories
+        del self._memories
+        return _unpack(self.config, memories, state, np.uint32(fresh), integers["int_sram"], unknown)
+
+
+# -- compiling ahead of need ------------------------------------------------------------------------------------------
+
+_warm: set[tuple[Any, ...]] = set()
+
+
+def warm_up(config: MachineConfig, state: MachineState) -> Future[None] | None:
+    """Begin to compile the datapath for states like ``state`` in another thread; None if that has been done before.
+
+    Resolving a program takes its time too, most of it in compiling something else.
+    """
+    key = (config, state.vram.shape, state.hbm.shape, jax.default_backend())
+    if key in _warm:
+        return None
+    _warm.add(key)
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(_compile, config, jax.tree.map(_shape_of, state))
+    pool.shutdown(wait=False)
+    return future
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _compile(config: MachineConfig, state: MachineState) -> None:
+    memories = jax.eval_shape(partial(pack_memories, config), state)
+    records = jax.ShapeDtypeStruct((CHUNK + 1, WIDTH), jnp.int32)
+    _execute.lower(config, memories, records, jax.ShapeDtypeStruct((), jnp.int32)).compile()
