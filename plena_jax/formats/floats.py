@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from plena_jax.bits import u32
+from plena_jax.bits import Array, float32, quiet, u32
 from plena_jax.errors import FormatError
 from plena_jax.formats import ieee, plena
 
@@ -132,6 +132,11 @@ class FloatFormat:
         return cls(exponent, 0, 2 ** (exponent - 1) - 1, 0, last - 1, -1, last, last, last, 0, 0)
 
     @property
+    def values(self) -> tuple[int, ...]:
+        """The fields that may be traced."""
+        return tuple(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "family")
+
+    @property
     def bits(self) -> int:
         """Width of a code in bits."""
         return self.sign + self.exponent + self.mantissa
@@ -140,15 +145,15 @@ class FloatFormat:
         """The same format with overflow and infinity encoded as the largest finite value."""
         return dataclasses.replace(self, overflow=self.largest, infinite=self.largest)
 
-    def encode(self, x: ArrayLike) -> jax.Array:
-        """uint32 codes of float32 ``x``, any shape."""
-        x = jnp.asarray(x, jnp.float32)
-        return plena.encode(x, self) if self.family == "plena" else ieee.encode(x, self)
+    @quiet
+    def encode(self, x: ArrayLike) -> Array:
+        """uint32 codes of float32 ``x``, any shape; of NumPy arrays as NumPy array."""
+        return plena.encode(float32(x), self) if self.family == "plena" else ieee.encode(float32(x), self)
 
-    def decode(self, code: ArrayLike) -> jax.Array:
-        """float32 values of unsigned integer codes, any shape."""
-        code = u32(code)
-        return plena.decode(code, self) if self.family == "plena" else ieee.decode(code, self)
+    @quiet
+    def decode(self, code: ArrayLike) -> Array:
+        """float32 values of unsigned integer codes, any shape; of NumPy arrays as NumPy array."""
+        return plena.decode(u32(code), self) if self.family == "plena" else ieee.decode(u32(code), self)
 
     def round(self, x: ArrayLike) -> jax.Array:
         """float32 ``decode(encode(x))``; its derivative is 1 everywhere (straight-through)."""

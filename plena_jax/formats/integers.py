@@ -8,9 +8,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from plena_jax.bits import i32, is_nan, u32
+from plena_jax.bits import Array, array_module, float32, i32, is_nan, quiet, u32
 from plena_jax.errors import FormatError
 
 
@@ -41,42 +42,50 @@ class IntFormat:
         """Width of a code in bits."""
         return self.width
 
-    def encode(self, x: ArrayLike) -> jax.Array:
-        """uint32 codes of float32 ``x``; NaN gives 0."""
-        x = jnp.asarray(x, jnp.float32)
-        scaled = jnp.where(is_nan(x), jnp.float32(0), x) * jnp.exp2(i32(self.fraction).astype(jnp.float32))
-        mask = jnp.where(i32(self.width) == 32, u32(0xFFFFFFFF), (u32(1) << u32(jnp.minimum(i32(self.width), 31))) - 1)
+    @quiet
+    def encode(self, x: ArrayLike) -> Array:
+        """uint32 codes of float32 ``x``; NaN gives 0. Of NumPy arrays as NumPy array."""
+        x = float32(x)
+        xp, width = array_module(x, self.width, self.fraction, self.sign), i32(self.width)
+        scaled = xp.where(is_nan(x), np.float32(0), x) * _power(self.fraction)
+        mask = xp.where(width == 32, u32(0xFFFFFFFF), (u32(1) << u32(xp.minimum(width, 31))) - u32(1))
         if self.family == "plena":
-            return u32(_saturate(jnp.trunc(scaled), -(2.0**31), 2.0**31)) & mask
-        span = jnp.exp2(i32(self.width - self.sign).astype(jnp.float32))
-        low = jnp.where(i32(self.sign) == 1, -span, jnp.float32(0))
-        rounded = jnp.round(scaled)
+            return u32(_saturate(xp.trunc(scaled), -(2.0**31), 2.0**31)) & mask
+        span = _power(self.width - self.sign)
+        low = xp.where(i32(self.sign) == 1, -span, np.float32(0))
+        rounded = xp.round(scaled)
         # Unsigned codes above 2**31 do not pass through int32: take the upper half off first.
-        big = rounded >= jnp.float32(2**31)
-        code = u32(
-            _saturate(jnp.where(big, rounded - jnp.float32(2**31), jnp.maximum(rounded, low)), -(2.0**31), 2.0**31)
-        )
-        code = jnp.where(big, code | u32(0x80000000), code)
-        return jnp.where(rounded >= span, jnp.where(i32(self.sign) == 1, mask >> 1, mask), code & mask)
+        big = rounded >= np.float32(2**31)
+        small = xp.where(big, rounded - np.float32(2**31), xp.maximum(rounded, low))
+        code = u32(_saturate(small, -(2.0**31), 2.0**31))
+        code = xp.where(big, code | u32(0x80000000), code)
+        return xp.where(rounded >= span, xp.where(i32(self.sign) == 1, mask >> 1, mask), code & mask)
 
-    def decode(self, code: ArrayLike) -> jax.Array:
-        """float32 values of unsigned integer codes."""
+    @quiet
+    def decode(self, code: ArrayLike) -> Array:
+        """float32 values of unsigned integer codes; of NumPy arrays as NumPy array."""
+        xp = array_module(code, self.width, self.fraction, self.sign)
         spare = u32(32 - i32(self.width))
         body = u32(code) << spare
-        signed = (i32(body) >> i32(spare)).astype(jnp.float32)
-        unsigned = (body >> spare).astype(jnp.float32)
-        value = unsigned if self.family == "plena" else jnp.where(i32(self.sign) == 1, signed, unsigned)
-        return value * jnp.exp2(-i32(self.fraction).astype(jnp.float32))
+        signed = (i32(body) >> i32(spare)).astype(np.float32)
+        unsigned = (body >> spare).astype(np.float32)
+        value = unsigned if self.family == "plena" else xp.where(i32(self.sign) == 1, signed, unsigned)
+        return value * _power(-i32(self.fraction))
 
     def round(self, x: ArrayLike) -> jax.Array:
         """float32 ``decode(encode(x))``; its derivative is 1 everywhere (straight-through)."""
         return _round(jnp.asarray(x, jnp.float32), self)
 
 
-def _saturate(x: jax.Array, low: float, high: float) -> jax.Array:
+def _power(exponent: ArrayLike) -> Array:
+    return array_module(exponent).exp2(i32(exponent).astype(np.float32))
+
+
+def _saturate(x: Array, low: float, high: float) -> Array:
     """int32 of an integral float32, saturated (float32 cannot hold 2**31 - 1, so the top is tested apart)."""
-    inside = jnp.clip(x, low, high - 256.0)
-    return jnp.where(x >= jnp.float32(high), jnp.int32(2**31 - 1), inside.astype(jnp.int32))
+    xp = array_module(x)
+    inside = xp.clip(x, np.float32(low), np.float32(high - 256.0))
+    return xp.where(x >= np.float32(high), np.int32(2**31 - 1), inside.astype(np.int32))
 
 
 @jax.custom_jvp

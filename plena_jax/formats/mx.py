@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from plena_jax import arithmetic
-from plena_jax.bits import compose, from_bits, i32, is_nan, magnitude, normalise, to_bits, u32
+from plena_jax.bits import (
+    Array,
+    array_module,
+    compose,
+    float32,
+    from_bits,
+    i32,
+    is_nan,
+    magnitude,
+    normalise,
+    quiet,
+    to_bits,
+    u32,
+)
 from plena_jax.errors import FormatError
 from plena_jax.formats import plena
 from plena_jax.formats.floats import FloatFormat
@@ -47,41 +61,50 @@ class MXFormat:
         if self.rule not in SCALE_RULES:
             raise FormatError(f"scale rule {self.rule!r}; allowed: {', '.join(SCALE_RULES)}")
 
-    def encode(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    @quiet
+    def encode(self, x: ArrayLike) -> tuple[Array, Array]:
         """Codes of float32 ``x`` [..., n]: elements uint32 [..., n] and scales uint32 [..., n / block].
+
+        Of NumPy arrays as NumPy arrays.
 
         Raises:
             FormatError: n is not a multiple of ``block``.
         """
-        x = jnp.asarray(x, jnp.float32)
+        x = float32(x)
+        xp = array_module(x, *self._values)
         if x.ndim == 0 or x.shape[-1] % self.block:
             raise FormatError(f"last axis of shape {x.shape} is not a multiple of the MX block {self.block}")
         blocks = x.reshape(*x.shape[:-1], -1, self.block)
-        bits = jnp.where(is_nan(blocks), u32(0), magnitude(blocks))
-        largest = from_bits(jnp.max(bits, axis=-1))
+        bits = xp.where(is_nan(blocks), u32(0), magnitude(blocks))
+        largest = from_bits(xp.max(bits, axis=-1))
         empty = magnitude(largest) == 0
         exponent = self.shared_exponent(largest)
         scaled = _times_pow2(blocks, -exponent[..., None])
         if self.rule == "plena":
             codes = self._plena_elements(scaled)
-            codes = jnp.where(empty[..., None], u32(0), codes)
-            scales = jnp.where(empty, u32(0), u32(exponent + self.scale.bias))
+            codes = xp.where(empty[..., None], u32(0), codes)
+            scales = xp.where(empty, u32(0), u32(exponent + i32(self.scale.bias)))
         else:
             codes = self.element.encode(scaled)
             # A block of zeros has the smallest scale; a block with infinity keeps it in the elements.
-            scales = u32(exponent + self.scale.bias)
+            scales = u32(exponent + i32(self.scale.bias))
         return codes.reshape(x.shape), scales
 
-    def _plena_elements(self, scaled: jax.Array) -> jax.Array:
+    @property
+    def _values(self) -> list[Any]:
+        return jax.tree.leaves(self)
+
+    def _plena_elements(self, scaled: Array) -> Array:
         if isinstance(self.element, FloatFormat):
             return plena.encode_element(scaled, self.element)
         return self.element.encode(scaled)
 
-    def shared_exponent(self, largest: jax.Array) -> jax.Array:
+    def shared_exponent(self, largest: Array) -> Array:
         """int32 shared exponent for blocks whose largest magnitudes are ``largest`` (NaN left out), before encoding."""
+        xp = array_module(largest, *self._values)
         if self.rule == "plena":
             return plena.block_exponent(largest, self.scale.exponent)
-        finite = jnp.where(magnitude(largest) >= u32(0x7F800000), from_bits(u32(0x7F7FFFFF)), largest)
+        finite = xp.where(magnitude(largest) >= u32(0x7F800000), from_bits(u32(0x7F7FFFFF)), largest)
         element, low = self.element, -i32(self.scale.bias)
         if isinstance(element, FloatFormat):
             top, mantissa = from_float_exponent(element), i32(element.mantissa)
@@ -95,36 +118,39 @@ class MXFormat:
         if self.rule == "ceil":
             exponent = exponent + (fraction > 0)
         elif self.rule == "even":
-            half = u32(1) << u32(jnp.maximum(22 - mantissa, 0))
-            exponent = exponent + ((significand + jnp.where(mantissa >= 23, u32(0), half)) >= u32(1 << 24))
+            half = u32(1) << u32(xp.maximum(22 - mantissa, 0))
+            exponent = exponent + ((significand + xp.where(mantissa >= 23, u32(0), half)) >= u32(1 << 24))
         elif self.rule == "rceil":
             limit, limit_exponent = normalise(most)
             exponent = exponent - limit_exponent + (significand > limit)
-            top = jnp.zeros_like(top)
-        exponent = jnp.where(magnitude(largest) == 0, low, exponent - top)
-        return jnp.clip(exponent, low, i32(self.scale.largest) - i32(self.scale.bias))
+            top = i32(0)
+        exponent = xp.where(magnitude(largest) == 0, low, exponent - top)
+        return xp.clip(exponent, low, i32(self.scale.largest) - i32(self.scale.bias))
 
-    def decode(self, codes: ArrayLike, scales: ArrayLike) -> jax.Array:
-        """float32 values [..., n] of element codes [..., n] and scale codes [..., n / block]."""
-        elements = self.element.decode(codes)
-        factors = jnp.repeat(self.scale.decode(scales), self.block, axis=-1, total_repeat_length=elements.shape[-1])
-        return arithmetic.multiply(elements, factors)
+    @quiet
+    def decode(self, codes: ArrayLike, scales: ArrayLike) -> Array:
+        """float32 values [..., n] of element codes [..., n] and scale codes [..., n / block]; NumPy in, NumPy out."""
+        elements, factors = self.element.decode(codes), self.scale.decode(scales)
+        if array_module(elements, factors) is np:
+            return elements * np.repeat(factors, self.block, axis=-1)
+        return arithmetic.multiply(elements, jnp.repeat(factors, self.block, axis=-1))
 
     def round(self, x: ArrayLike) -> jax.Array:
         """float32 ``decode(*encode(x))``; its derivative is 1 everywhere (straight-through)."""
         return _round(jnp.asarray(x, jnp.float32), self)
 
 
-def from_float_exponent(fmt: FloatFormat) -> jax.Array:
+def from_float_exponent(fmt: FloatFormat) -> Array:
     """int32 exponent of the largest finite value of ``fmt``."""
     return i32(u32(fmt.largest) >> u32(fmt.mantissa)) - i32(fmt.bias)
 
 
-def _times_pow2(x: jax.Array, exponent: jax.Array) -> jax.Array:
+def _times_pow2(x: Array, exponent: Array) -> Array:
     """``x * 2 ** exponent`` exactly, subnormals and specials included."""
+    xp = array_module(x, exponent)
     significand, e = normalise(x)
     scaled = to_bits(compose(significand, e - 23 + exponent)) | (to_bits(x) & u32(0x80000000))
-    return jnp.where(magnitude(x) >= u32(0x7F800000), x, from_bits(scaled))
+    return xp.where(magnitude(x) >= u32(0x7F800000), x, from_bits(scaled))
 
 
 @jax.custom_jvp

@@ -6,7 +6,7 @@ Both engines use the same three functions, so that one compilation serves all pr
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -56,9 +56,14 @@ class Datapath:
         """Take them from ``state``; with ``donate`` its memories may be overwritten."""
         self.config, self._state = config, state
         self._memories = (_pack if donate else _pack_copies)(config, state)
+        self._compilation = _compilations.get(_key(config, state.vram, state.hbm))
 
     def execute(self, records: Array, count: int) -> None:
         """Run the first ``count`` of ``records``, int32 [CHUNK + 1, 16]."""
+        if self._compilation is not None:
+            # Whatever has gone wrong there goes wrong here again.
+            wait([self._compilation])
+            self._compilation = None
         self._memories = _execute(self.config, self._memories, records, np.int32(count))
 
     def wait(self) -> None:
@@ -89,22 +94,25 @@ class Datapath:
 
 # -- compiling ahead of need ------------------------------------------------------------------------------------------
 
-_warm: set[tuple[Any, ...]] = set()
+#: Compilations of ``_execute`` under way or done, by what they are for.
+_compilations: dict[tuple[Any, ...], Future[None]] = {}
 
 
-def warm_up(config: MachineConfig, state: MachineState) -> Future[None] | None:
-    """Begin to compile the datapath for states like ``state`` in another thread; None if that has been done before.
+def _key(config: MachineConfig, vram: Array, hbm: Array) -> tuple[Any, ...]:
+    return config, vram.shape, hbm.shape, jax.default_backend()
 
-    Resolving a program takes its time too, most of it in compiling something else.
+
+def compile_ahead(config: MachineConfig, state: MachineState) -> None:
+    """Begin to compile the datapath for states like ``state`` in another thread, unless that has been done.
+
+    Resolving a program takes its time too, most of it in compiling something else. :meth:`Datapath.execute` waits.
     """
-    key = (config, state.vram.shape, state.hbm.shape, jax.default_backend())
-    if key in _warm:
-        return None
-    _warm.add(key)
+    key = _key(config, state.vram, state.hbm)
+    if key in _compilations:
+        return
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(_compile, config, jax.tree.map(_shape_of, state))
+    _compilations[key] = pool.submit(_compile, config, jax.tree.map(_shape_of, state))
     pool.shutdown(wait=False)
-    return future
 
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:

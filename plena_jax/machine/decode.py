@@ -22,7 +22,7 @@ from plena_jax.machine.faults import Fault
 from plena_jax.machine.lanes import UNITS
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.record import Flag
-from plena_jax.machine.semantics import SEMANTICS, Stage, branch_index
+from plena_jax.machine.semantics import Stage, branch_index, semantic_of
 from plena_jax.machine.semantics.control import ALU, SLOW
 from plena_jax.machine.transfer import Transfer, Transfers
 from plena_jax.program import Program
@@ -310,17 +310,17 @@ def _scalar(field: Field) -> Flag:
 
 
 def _decode_datapath(row: np.ndarray, entry: Instruction, word: int, config: MachineConfig) -> None:
-    semantic = SEMANTICS[entry.mnemonic]
     value = lambda f: word >> f.shift & f.limit
+    names = {o.name: value(o.field) for o in entry.operands}
+    semantic = semantic_of(entry.mnemonic, names)
     row[Column.CLASS] = Class.SLOW if entry.mnemonic == "V_TOPK" else Class.FAST
     row[Column.LOGS] = 1
     row[Column.STAGE] = semantic.stage
-    row[Column.BRANCH] = branch_index(entry.mnemonic)
+    row[Column.BRANCH] = branch_index(semantic)
     row[Column.PARTS] = semantic.parts(config)
     row[Column.ADDS_TO] = 1 << semantic.adds_to if semantic.adds_to else 0
     row[Column.DRAINS] = 1 << semantic.drains if semantic.drains else 0
     row[Column.STORES] = entry.mnemonic == "S_ST_FP"
-    names = {o.name: value(o.field) for o in entry.operands}
     row[Column.MASKED] = names.get("mask", 0) != 0
     row[Column.ARGUMENT] = semantic.argument(names)
     row[Column.SPECIAL] = _SPECIALS.get(entry.mnemonic, Special.NONE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from plena_jax.bits import quiet
 from plena_jax.config import MachineConfig, Precision
 from plena_jax.errors import ImageError
 from plena_jax.formats import FloatFormat, IntFormat, MXFormat, pack, plena, unpack
@@ -73,8 +74,7 @@ def _element(fmt: Precision) -> FloatFormat | IntFormat:
 
 
 def _packed(values: Any, fmt: FloatFormat | IntFormat) -> bytes:
-    codes = fmt.encode(jnp.reshape(values, -1))
-    return np.asarray(pack(codes, fmt.bits)).tobytes()
+    return pack(fmt.encode(np.asarray(values).reshape(-1)), fmt.bits).tobytes()
 
 
 def _vram_image(config: MachineConfig, data: bytes) -> np.ndarray:
@@ -84,7 +84,7 @@ def _vram_image(config: MachineConfig, data: bytes) -> np.ndarray:
     rows = -(-len(data) // row)
     _fits("VRAM image", rows, config.vector_sram_size, "rows (VECTOR_SRAM_SIZE)")
     padded = np.frombuffer(data + bytes(rows * row - len(data)), np.uint8).reshape(rows, row)
-    return np.asarray(fmt.decode(unpack(jnp.asarray(padded), fmt.bits, config.vlen)))
+    return fmt.decode(unpack(padded, fmt.bits, config.vlen))
 
 
 def _whole(name: str, data: bytes, unit: float, what: str) -> None:
@@ -100,7 +100,8 @@ def _fits(name: str, got: int, limit: int, what: str) -> None:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def vram_values(config: MachineConfig, values: Any, rows: int) -> jnp.ndarray:
+@quiet
+def vram_values(config: MachineConfig, values: Any, rows: int) -> np.ndarray:
     """float32 [n, VLEN] of values of VECTOR_SRAM_TYPE from a float array, the last row filled with zeros."""
     array = np.asarray(values, np.float32)
     flat = array.reshape(-1)
@@ -113,10 +114,11 @@ def vram_values(config: MachineConfig, values: Any, rows: int) -> jnp.ndarray:
     padded.reshape(-1)[: flat.size] = flat
     fmt = _element(config.precision.vector_sram_type)
     # What the format holds stays as it is, NaN payloads included.
-    return plena.decode(plena.encode(jnp.asarray(padded), fmt), fmt)  # type: ignore[arg-type]
+    return plena.decode(plena.encode(padded, fmt), fmt)  # type: ignore[arg-type]
 
 
-def scalar_values(values: Any) -> jnp.ndarray:
+@quiet
+def scalar_values(values: Any) -> np.ndarray:
     """float32 [n] of BF16 values from floats, rounded as the emulator rounds its FP SRAM preload."""
     array = np.asarray(values)
     if array.ndim != 1 or array.size > SRAM_ENTRIES or not jnp.issubdtype(array.dtype, jnp.floating):
@@ -124,7 +126,7 @@ def scalar_values(values: Any) -> jnp.ndarray:
             f"FP SRAM: contents are {array.dtype} {array.shape}; allowed: a one-dimensional float array of at most "
             f"{SRAM_ENTRIES} entries"
         )
-    return plena.round_scalar(jnp.asarray(array.astype(np.float32)))
+    return plena.round_scalar(array.astype(np.float32))
 
 
 def words(values: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from plena_jax.config import MachineConfig
 from plena_jax.errors import EngineError
 from plena_jax.machine.architectural import run_concrete, run_traced
-from plena_jax.machine.compiled import warm_up
+from plena_jax.machine.compiled import compile_ahead
 from plena_jax.machine.decode import decode
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
@@ -114,10 +114,9 @@ def run(
     state = MachineState.create(config) if state is None else state
     program = _program(program)
     _check(state, config, max_instructions)
-    compiling = None if _is_tracing() else warm_up(config, state)
+    if not _is_tracing():
+        compile_ahead(config, state)
     choice = engine_for(program, state, config, engine, max_instructions)
-    if compiling is not None:
-        compiling.result()
     if choice.trace is not None:
         final = _run_resolved(choice.trace, state, donate, progress)
     else:

@@ -81,16 +81,21 @@ def accumulate_lifted(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     return lower(lift(a, LIFT) + matmul(lift(x, LIFT), w), LIFT)
 
 
-def _lifted_operands(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Both operands of a product lifted, or as they are if that might overflow; and which of the two."""
-    large = _exponent(x) + _exponent(w) >= 2 * 127 + _ROOM - 2 * LIFT_BOTH
+def _lifted_operands(x: jax.Array, w: jax.Array, k_axis: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Both operands of a product lifted, or as they are if that might overflow; and which of the two.
+
+    x is [m, k]; w is [k, n] or, with ``k_axis`` 1, [n, k].
+    """
+    # Of each k the largest product.
+    most = _largest(_exponent(x), 0) + _largest(_exponent(w), 1 - k_axis)
+    large = _largest(most, 0) >= 2 * 127 + _ROOM - 2 * LIFT_BOTH
     safely = lambda a: jnp.where(large, a, lift(a, LIFT_BOTH))
     return *lax.optimization_barrier((safely(x), safely(w))), large
 
 
 def _exponent(a: jax.Array) -> jax.Array:
-    """int32 []: exponent field of the largest magnitude."""
-    return _largest(i32(magnitude(a) >> 23).reshape(1, -1))[0]
+    """int32: exponent fields."""
+    return i32(magnitude(a) >> 23)
 
 
 def _add_lifted(a: jax.Array, total: jax.Array, large: jax.Array) -> jax.Array:
@@ -140,8 +145,8 @@ def accumulate_dots(a: jax.Array, x: jax.Array, rows: jax.Array) -> jax.Array:
 
     A k that is not a multiple of 8 adds one by one.
     """
-    x, rows, large = _lifted_operands(x, rows)
-    return _add_lifted(a, _dot_lanes(x, rows), large)
+    lifted, rows, large = _lifted_operands(x[None], rows, 1)
+    return _add_lifted(a, _dot_lanes(lifted[0], rows), large)
 
 
 @jax.jit
@@ -172,7 +177,7 @@ def _sequential(terms: jax.Array) -> jax.Array:
 @_differentiable(lambda rows: rows.sum(axis=-1))
 def row_sum(rows: jax.Array) -> jax.Array:
     """float32 [m] sums over the last axis of [m, n]."""
-    large = _exponent(rows) >= 127 + _ROOM - LIFT
+    large = _largest(_exponent(rows).reshape(-1), 0) >= 127 + _ROOM - LIFT
     total = _row_sum(jnp.where(large, rows, lift(rows, LIFT)))
     return jnp.where(large, total, lower(total, LIFT))
 
@@ -202,30 +207,39 @@ def _row_sum(rows: jax.Array) -> jax.Array:
 @jax.jit
 def row_max(rows: jax.Array) -> jax.Array:
     """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the reference's one."""
-    rank, bits = jnp.asarray(_max_rank(rows.shape[1])), to_bits(rows)
+    order, rank, bits = _max_order(rows.shape[1]), jnp.asarray(_max_rank(rows.shape[1])), to_bits(rows)
     nan, zero = is_nan(rows), magnitude(rows) == 0
     # Both zeros have the key 0. Any NaN is above infinity, of several the first in rank.
-    keys = jnp.where(nan, np.int32(0x7FFFFFFF) - rank, jnp.where(zero, 0, arithmetic.total_order(rows)))
-    most = _largest(keys)
+    most = _largest(jnp.where(nan, np.int32(_NAN_KEY) - rank, jnp.where(zero, 0, arithmetic.total_order(rows))), 1)
     # Of several zeros the last in rank counts.
-    last_zero = _largest(jnp.where(zero, 2 * rank + i32(bits >> 31), -1))
-    payload = _largest(jnp.where(keys == most[:, None], i32(bits & u32(MAGNITUDE)), 0))
-    first = u32(jnp.where(most > INFINITY, payload, 0))
+    last_zero = _largest(jnp.where(zero, 2 * rank + i32(bits >> 31), -1), 1)
     largest = jnp.where(most == 0, u32(last_zero & 1) << 31, to_bits(arithmetic.from_total_order(most)))
-    return from_bits(jnp.where(most > INFINITY, first, largest))
+    is_nan_key = most > INFINITY
+    lane = jnp.asarray(order)[jnp.where(is_nan_key, np.int32(_NAN_KEY) - most, 0)]
+    payload = jnp.take_along_axis(bits & u32(MAGNITUDE), lane[:, None], axis=1, mode="promise_in_bounds")[:, 0]
+    return from_bits(jnp.where(is_nan_key, payload, largest))
 
 
-def _largest(keys: jax.Array) -> jax.Array:
-    """int32 [m]: maximum over the last axis of [m, n]."""
+#: Key of the NaN that comes first.
+_NAN_KEY = 0x7FFFFFFF
+
+
+def _largest(keys: jax.Array, axis: int) -> jax.Array:
+    """Maximum of int32 over one axis."""
     # XLA:CPU makes two kernels of a reduction of more than 32 elements.
-    while keys.shape[1] > 32 and keys.shape[1] % 2 == 0:
-        half = keys.shape[1] // 2
-        keys = jnp.maximum(keys[:, :half], keys[:, half:])
-    return lax.reduce(keys, np.int32(-(2**31)), lax.max, (1,))
+    while keys.shape[axis] > 32 and keys.shape[axis] % 2 == 0:
+        half = keys.shape[axis] // 2
+        part = lambda start, half=half, keys=keys: lax.slice_in_dim(keys, start, start + half, axis=axis)
+        keys = jnp.maximum(part(0), part(half))
+    return lax.reduce(keys, np.int32(-(2**31)), lax.max, (axis,))
+
+
+def _max_order(n: int) -> np.ndarray:
+    """The lanes in the order in which an eight-lane maximum, folded in halves, prefers them."""
+    order = {lane: rank for rank, lane in enumerate([0, 4, 2, 6, 1, 5, 3, 7])}
+    return np.array(sorted(range(n), key=lambda i: (order[i % LANES], i // LANES)), np.int32)
 
 
 def _max_rank(n: int) -> np.ndarray:
-    """Rank of each lane in the order in which an eight-lane maximum, folded in halves, prefers them."""
-    order = {lane: rank for rank, lane in enumerate([0, 4, 2, 6, 1, 5, 3, 7])}
-    lanes = sorted(range(n), key=lambda i: (order[i % LANES], i // LANES))
-    return np.argsort(np.array(lanes)).astype(np.int32)
+    """The place of each lane in that order."""
+    return np.argsort(_max_order(n)).astype(np.int32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plena_jax import arithmetic
-from plena_jax.bits import Array, array_module, u32
+from plena_jax.bits import Array, array_module, quiet, u32
 from plena_jax.config import Intended, MachineConfig, Precision
 from plena_jax.formats import FloatFormat, IntFormat, MXFormat, pack, unpack
 
@@ -116,18 +116,13 @@ class Transfer:
 
 
 @lru_cache
+@quiet
 def _products(fmt: MXFormat) -> np.ndarray:
     """float32 [65536]: what code ``c`` under scale code ``s`` is worth, at ``c + 256 * s``. Less code and less work."""
-    with jax.ensure_compile_time_eval():
-        return np.asarray(_all_products(fmt.element, fmt.scale))
-
-
-@jax.jit
-def _all_products(element: FloatFormat | IntFormat, scale: FloatFormat | IntFormat) -> jax.Array:
-    code = jnp.arange(256, dtype=jnp.uint32)
+    code = np.arange(256, dtype=np.uint32)
     # Codes beyond a narrower type's are never looked up.
-    values, factors = (f.decode(code & ((1 << f.bits) - 1)) for f in (element, scale))
-    return arithmetic.multiply(*jnp.broadcast_arrays(values, factors[:, None])).reshape(-1)
+    element, scale = (f.decode(code & np.uint32((1 << f.bits) - 1)) for f in (fmt.element, fmt.scale))
+    return (element * scale[:, None]).reshape(-1)
 
 
 @dataclass(frozen=True)

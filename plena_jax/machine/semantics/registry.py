@@ -57,6 +57,10 @@ def _one(config: MachineConfig) -> int:
     return 1
 
 
+def _always(fields: dict[str, int]) -> bool:
+    return True
+
+
 def _no_argument(fields: dict[str, int]) -> int:
     return 0
 
@@ -68,6 +72,7 @@ class Semantic:
     Attributes:
         function: ``(view, step) -> what its stage writes``.
         stage: where it runs.
+        when: from the word's other fields by name, whether this is what executes it.
         parts: writes of one stage unit that the instruction takes.
         region: attribute of Layout: the rows of ``cells`` that a ROW or WIDE instruction writes; empty if rd says
             where.
@@ -77,6 +82,7 @@ class Semantic:
 
     function: Callable[..., Any]
     stage: Stage
+    when: Callable[[dict[str, int]], bool] = _always
     parts: Callable[[MachineConfig], int] = _one
     region: str = ""
     argument: Callable[[dict[str, int]], int] = _no_argument
@@ -84,7 +90,8 @@ class Semantic:
     drains: Accumulator = Accumulator.NONE
 
 
-SEMANTICS: dict[str, Semantic] = {}
+#: The declarations for each mnemonic; the first whose ``when`` holds is meant.
+SEMANTICS: dict[str, list[Semantic]] = {}
 
 
 def semantic(*mnemonics: str, stage: Stage, **declaration: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -97,21 +104,25 @@ def semantic(*mnemonics: str, stage: Stage, **declaration: Any) -> Callable[[Cal
         for mnemonic in mnemonics:
             if mnemonic not in BY_MNEMONIC:
                 raise ValueError(f"{mnemonic} is not in the instruction table")
-            if mnemonic in SEMANTICS:
+            if any(known.when is _always for known in SEMANTICS.get(mnemonic, [])):
                 raise ValueError(f"{mnemonic} has a semantic function already")
-            SEMANTICS[mnemonic] = Semantic(function, stage, **declaration)
+            SEMANTICS.setdefault(mnemonic, []).append(Semantic(function, stage, **declaration))
         return function
 
     return register
 
 
+def semantic_of(mnemonic: str, fields: dict[str, int]) -> Semantic:
+    """What executes an instruction whose operands are ``fields`` by name."""
+    return next(s for s in SEMANTICS[mnemonic] if s.when(fields))
+
+
 def branches(stage: Stage) -> list[Semantic]:
     """One declaration for each different function of a stage, in the order of :func:`branch_index`."""
-    unique = {s.function: s for s in reversed(SEMANTICS.values()) if s.stage is stage}
+    unique = {s.function: s for every in reversed(SEMANTICS.values()) for s in reversed(every) if s.stage is stage}
     return list(reversed(unique.values()))
 
 
-def branch_index(mnemonic: str) -> int:
-    """Position of an instruction's function among those of its stage."""
-    semantic = SEMANTICS[mnemonic]
+def branch_index(semantic: Semantic) -> int:
+    """Position of a declaration's function among those of its stage."""
     return [s.function for s in branches(semantic.stage)].index(semantic.function)

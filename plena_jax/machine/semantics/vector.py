@@ -47,7 +47,7 @@ def _replicated(per_slot: jax.Array, config: MachineConfig) -> jax.Array:
     return jnp.broadcast_to(per_slot[:, None], (per_slot.shape[0], config.hlen)).reshape(-1)
 
 
-def _masked(
+def _selected(
     view: View, step: Step, row: jax.Array, reduce: Callable[[jax.Array], jax.Array], neutral: float
 ) -> jax.Array:
     """The row that a masked reduction reduces: slots that the mask selects are replaced by copies of their own result.
@@ -57,32 +57,46 @@ def _masked(
     config = view.config
     if config.intended.masked_reductions:
         return jnp.where(view.active(step), row, jnp.float32(neutral))
-
-    def replaced(row: jax.Array) -> jax.Array:
-        return jnp.where(view.active(step), _replicated(reduce(_slots(row, config)), config), row)
-
-    return lax.cond(step.argument != 0, replaced, lambda row: row, row)
+    return jnp.where(view.active(step), _replicated(reduce(_slots(row, config)), config), row)
 
 
-def _has_mask(fields: dict[str, int]) -> int:
-    return int(fields["mask"] != 0)
+def _masked(fields: dict[str, int]) -> bool:
+    return fields["mask"] != 0
 
 
-@semantic("V_RED_SUM", stage=Stage.ROW, argument=_has_mask)
-def v_red_sum(view: View, step: Step) -> jax.Array:
-    """f += sum of all lanes, after each slot that a mask selects has been replaced by copies of its sum."""
-    row = _masked(view, step, view.row(step.rs1), row_sum, 0.0)
+def _add_sum(view: View, step: Step, row: jax.Array) -> jax.Array:
     value = arithmetic.add(view.scalar(step.rd, step.rd_lane), row_sum(row[None])[0])
     return view.with_scalar(step, round_scalar(value))
 
 
-@semantic("V_RED_MAX", stage=Stage.ROW, argument=_has_mask)
-def v_red_max(view: View, step: Step) -> jax.Array:
-    """f := the larger of f and the largest lane; a NaN on one side is ignored, and a tie keeps the lane."""
-    row = _masked(view, step, view.row(step.rs1), row_max, -np.inf)
+@semantic("V_RED_SUM", stage=Stage.ROW, when=_masked)
+def v_red_sum_masked(view: View, step: Step) -> jax.Array:
+    """f += sum of all lanes, after each slot that the mask selects has been replaced by copies of its sum."""
+    return _add_sum(view, step, _selected(view, step, view.row(step.rs1), row_sum, 0.0))
+
+
+@semantic("V_RED_SUM", stage=Stage.ROW)
+def v_red_sum(view: View, step: Step) -> jax.Array:
+    """f += sum of all lanes."""
+    return _add_sum(view, step, view.row(step.rs1))
+
+
+def _larger(view: View, step: Step, row: jax.Array) -> jax.Array:
     most, f = row_max(row[None])[0], view.scalar(step.rd, step.rd_lane)
     keeps_f = is_nan(most) | arithmetic.less(most, f)
     return view.with_scalar(step, round_scalar(jnp.where(keeps_f & ~is_nan(f), f, most)))
+
+
+@semantic("V_RED_MAX", stage=Stage.ROW, when=_masked)
+def v_red_max_masked(view: View, step: Step) -> jax.Array:
+    """Like V_RED_MAX, after each slot that the mask selects has been replaced by copies of its maximum."""
+    return _larger(view, step, _selected(view, step, view.row(step.rs1), row_max, -np.inf))
+
+
+@semantic("V_RED_MAX", stage=Stage.ROW)
+def v_red_max(view: View, step: Step) -> jax.Array:
+    """f := the larger of f and the largest lane; a NaN on one side is ignored, and a tie keeps the lane."""
+    return _larger(view, step, view.row(step.rs1))
 
 
 # -- top k ------------------------------------------------------------------------------------------------------------
