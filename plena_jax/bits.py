@@ -119,7 +119,7 @@ def normalise(x: ArrayLike) -> tuple[Array, Array]:
     return significand, xp.where(subnormal, -126 - lead, field - 127)
 
 
-def compose(significand: Array, unit: ArrayLike) -> Array:
+def compose(significand: Array, unit: Array) -> Array:
     """float32 ``significand * 2 ** unit`` for uint32 significands below 2**24.
 
     Rounds to nearest even where the value falls below the float32 normal range and overflows to infinity.
@@ -127,9 +127,7 @@ def compose(significand: Array, unit: ArrayLike) -> Array:
     xp, unit = array_module(significand, unit), i32(unit)
     lead = leading_zeros(significand) - 8
     exponent = unit + 23 - lead
-    normal = (u32(xp.clip(exponent + 127, 1, 255)) << 23) | (
-        (significand << u32(xp.clip(lead, 0, 31))) & u32(0x7FFFFF)
-    )
+    normal = (u32(xp.clip(exponent + 127, 1, 255)) << 23) | ((significand << u32(xp.clip(lead, 0, 31))) & u32(0x7FFFFF))
     normal = xp.where(exponent > 127, u32(INFINITY), normal)
     shift = -149 - unit
     subnormal = xp.where(shift > 0, shift_right_even(significand, shift), significand << u32(xp.clip(-shift, 0, 31)))

@@ -48,9 +48,10 @@ class Program:
             raise ProgramError(
                 f"{source}: a program is a one-dimensional sequence of integers, got {values.dtype} {values.shape}"
             )
-        bad = np.nonzero((values < 0) | (values > 0xFFFFFFFF))[0] if values.size else []
-        if len(bad):
-            raise ProgramError(f"{source}: word {bad[0]} is {values[bad[0]]}; allowed: 0 to 0xFFFFFFFF")
+        bad = (values < 0) | (values > 0xFFFFFFFF)
+        if values.size and bad.any():
+            first = int(np.argmax(bad))
+            raise ProgramError(f"{source}: word {first} is {values[first]}; allowed: 0 to 0xFFFFFFFF")
         return cls(values.astype(np.uint32), source)
 
     @classmethod

@@ -70,11 +70,11 @@ class MXFormat:
         Raises:
             FormatError: n is not a multiple of ``block``.
         """
-        x = float32(x)
-        xp = array_module(x, *self._values)
-        if x.ndim == 0 or x.shape[-1] % self.block:
-            raise FormatError(f"last axis of shape {x.shape} is not a multiple of the MX block {self.block}")
-        blocks = x.reshape(*x.shape[:-1], -1, self.block)
+        values = float32(x)
+        xp, shape = array_module(values, *self._values), values.shape
+        if not shape or shape[-1] % self.block:
+            raise FormatError(f"last axis of shape {shape} is not a multiple of the MX block {self.block}")
+        blocks = values.reshape(*shape[:-1], -1, self.block)
         bits = xp.where(is_nan(blocks), u32(0), magnitude(blocks))
         largest = from_bits(xp.max(bits, axis=-1))
         empty = magnitude(largest) == 0
@@ -88,7 +88,7 @@ class MXFormat:
             codes = self.element.encode(scaled)
             # A block of zeros has the smallest scale; a block with infinity keeps it in the elements.
             scales = u32(exponent + i32(self.scale.bias))
-        return codes.reshape(x.shape), scales
+        return codes.reshape(shape), scales
 
     @property
     def _values(self) -> list[Any]:

@@ -75,7 +75,7 @@ class Ahead:
         self._set(1, lanes.HAS_UNTIL)
 
     def pieces(self, vram_rows: int = _EVERYTHING, hbm_bytes: int = _EVERYTHING) -> Iterator[np.ndarray]:
-        """Records int32 [n, 16] in the order of execution, at most ``LOG_ROWS`` at a time, until the program ends or stops.
+        """Records int32 [n, 16] as they are executed, up to ``LOG_ROWS`` at a time, until the program ends or stops.
 
         Before it goes on, what V_TOPK has written among the records so far must be put into :attr:`int_sram` (unless
         the program is resolved).
@@ -146,12 +146,12 @@ class Ahead:
 
 
 def split_wide(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """uint32 [..., 2]: low and high word of ``low + high * 2**32``, for uint64 halves that may have grown beyond a word."""
+    """uint32 [..., 2]: low and high word of ``low + high * 2**32``, for uint64 halves of any size."""
     total = low + (high << np.uint64(32))
     return np.stack([total & np.uint64(0xFFFFFFFF), total >> np.uint64(32)], axis=-1).astype(np.uint32)
 
 
-def add_wide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def add_wide(a: Array, b: Array) -> np.ndarray:
     """Sum of two 64-bit integers given as uint32 [..., 2], low and high word."""
     halves = a.astype(np.uint64) + b.astype(np.uint64)
     return split_wide(halves[..., 0], halves[..., 1])

@@ -1,9 +1,9 @@
 """The architectural engine: program counter, loops and registers live in the state, and every instruction is executed.
 
 It is the definition of the machine, and runs anything. The integer side runs ahead of the float side by up to a log of
-datapath instructions (see :mod:`plena_jax.machine.control`); a fault takes it back to the instruction at fault. Concrete
-runs alternate between the two from the host, with functions that the resolved engine has compiled already; runs that are
-part of somebody's ``jit`` or ``vmap`` do so inside one loop.
+datapath instructions (see :mod:`plena_jax.machine.control`); a fault takes it back to the instruction at fault.
+Concrete runs alternate between the two from the host, with functions that the resolved engine has compiled already;
+runs that are part of somebody's ``jit`` or ``vmap`` do so inside one loop.
 """
 
 from __future__ import annotations

@@ -169,7 +169,8 @@ def _pick(operation: jax.Array, machine: Machine) -> Effect:
     effects = [(OPERATIONS.index(name), function(machine)) for name, function in SLOW.items()]
     fields = []
     for name, default in Effect._field_defaults.items():
-        cast = lambda v, t=jnp.uint32 if name in UNSIGNED else jnp.int32: jnp.asarray(v).astype(t)
+        dtype = jnp.uint32 if name in UNSIGNED else jnp.int32
+        cast = lambda v, t=dtype: jnp.asarray(v).astype(t)
         picked = cast(default)
         for index, effect in effects:
             value = getattr(effect, name)
@@ -270,7 +271,7 @@ def _apply(
 ) -> tuple[jax.Array, Side]:
     tick, next_pc = core[lanes.TICKS], jnp.where(effect.next_pc < 0, word.pc + 1, effect.next_pc)
     register = jnp.maximum(jnp.maximum(effect.push, effect.pop), 0)
-    pushes, pops = effect.push >= 0, effect.pop >= 0
+    pushes, pops = jnp.asarray(effect.push) >= 0, jnp.asarray(effect.pop) >= 0
     depth = lane(loops.depth, register)
     new_depth = depth + pushes.astype(jnp.int32) - pops.astype(jnp.int32)
     outer = lane(side.stack, register)

@@ -18,7 +18,7 @@ from jax import lax
 from plena_jax.bits import u32
 from plena_jax.config import MachineConfig
 from plena_jax.isa import SRAM_ENTRIES
-from plena_jax.machine.batching import any_lane
+from plena_jax.machine.batching import any_lane, in_groups
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.record import Flag, Record, Step, field, step
 from plena_jax.machine.semantics import Accumulator, Stage, branches
@@ -55,7 +55,15 @@ Cursor = jax.Array
 
 
 def execute(config: MachineConfig, memories: Memories, trace: jax.Array, end: jax.Array) -> Memories:
-    """Run records 0 to ``end`` of ``trace`` int32 [n, 16]; the record at ``end`` must exist, with any content."""
+    """Run records 0 to ``end`` of ``trace`` int32 [n, 16]; the record at ``end`` must exist, with any content.
+
+    Under ``vmap`` over memories, machines take each step together; on CPU only so many at a time as the caches hold.
+    With different records machines run one after the other.
+    """
+    return in_groups(partial(_execute, config), memories, (trace, end))
+
+
+def _execute(config: MachineConfig, memories: Memories, trace: jax.Array, end: jax.Array) -> Memories:
     sweep = _Sweep(config, trace, end)
     start = (memories, jnp.zeros(2, jnp.int32))
     memories, _ = lax.while_loop(lambda c: c[1][0] < end, lambda c: sweep.run(*c), start)
@@ -136,7 +144,11 @@ class _Sweep:
         """Products in a row: in fast arithmetic if that is exact for what came out, else again in careful one."""
         functions = [b.function for b in branches(Stage.MATMUL)]
 
-        def run(cursor: Cursor, m_accum: jax.Array, operands: Callable[..., Any], add: Callable[..., Any]) -> Any:
+        Carry = tuple[Cursor, jax.Array]
+        Operands = Callable[[Cursor, jax.Array], Any]
+
+        def run(carry: Carry, operands: Operands, add: Callable[..., jax.Array]) -> Carry:
+            cursor, m_accum = carry
             s = self.step(cursor)
             x, w = operands(cursor, m_accum)
             return self.next(cursor, s), add(fresh(s, m_accum), x, w)
@@ -149,18 +161,19 @@ class _Sweep:
 
         start = fast = (cursor, m_accum)
         for branch, function in enumerate(functions):
-            fast = lax.while_loop(
-                lambda c, b=branch: (
-                    self.at(c[0], Stage.MATMUL) & (field(self.trace, c[0][0], Record.BRANCH) == b) & ~subnormal
-                ),
-                lambda c, f=function: run(*c, partial(read, function=f), accumulate_lifted),
-                fast,
-            )
+            goes_on = partial(self._at_product, branch=branch, subnormal=subnormal)
+            one = partial(run, operands=partial(read, function=function), add=accumulate_lifted)
+            fast = lax.while_loop(goes_on, one, fast)
         good = ~any_lane(jnp.any(~is_finite(fast[1]))) & ~subnormal
         again = jax.tree.map(lambda new, old: jnp.where(good, new, old), fast, start)
         return lax.while_loop(
-            lambda c: self.at(c[0], Stage.MATMUL) & ~good, lambda c: run(*c, read_any, accumulate), again
+            lambda c: self.at(c[0], Stage.MATMUL) & ~good, lambda c: run(c, read_any, accumulate), again
         )
+
+    def _at_product(self, carry: tuple[Cursor, jax.Array], branch: int, subnormal: jax.Array) -> jax.Array:
+        cursor, _ = carry
+        here = field(self.trace, cursor[0], Record.BRANCH) == branch
+        return self.at(cursor, Stage.MATMUL) & here & ~subnormal
 
     # -- the other stages ---------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class Flag(enum.IntFlag):
 
 
 class Step(NamedTuple):
-    """One part of one instruction, as int32 scalars; ``rs1``, ``rs2``, their lanes and ``mask`` may be uint32 patterns."""
+    """One part of one instruction, as int32 scalars; operands and ``mask`` may be uint32 patterns."""
 
     branch: jax.Array
     parts: jax.Array

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plena_jax.bits import Array
 from plena_jax.config import MachineConfig
 from plena_jax.errors import EngineError, ImageError
 from plena_jax.isa import SRAM_ENTRIES, Unit
@@ -39,10 +40,10 @@ class LoopStack:
         order: uint32 [16, 8], grows with every C_LOOP_START: the innermost loop has the largest.
     """
 
-    depth: jax.Array
-    start_pc: jax.Array
-    tick: jax.Array
-    order: jax.Array
+    depth: Array
+    start_pc: Array
+    tick: Array
+    order: Array
 
     def entries(self) -> list[dict[str, int]]:
         """The open loops, outermost first: register, start_pc, tick."""
@@ -160,7 +161,7 @@ class MachineState:
         Raises:
             ImageError: an image is larger than its memory or cut off inside an element.
         """
-        return cls.create(config, **images.contents(config), **allocation)  # type: ignore[arg-type]
+        return cls.create(config, **images.contents(config), **allocation)
 
     @classmethod
     def _reset(

@@ -142,7 +142,7 @@ class Transfers:
         )
 
 
-# -- 64-bit addresses as pairs of uint32, NumPy arrays or traced ones ---------------------------------------------------
+# -- 64-bit addresses as pairs of uint32, NumPy arrays or traced ones -------------------------------------------------
 
 
 def add64(low: Array, high: Array, more: Array, more_high: Array | None = None) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from plena_jax.machine.transfer import vram_format
 
 
 def block_of(
-    memory: jax.Array, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None
+    memory: jax.Array, row: jax.Array | int, rows: int, lane: jax.Array | int = 0, lanes: int | None = None
 ) -> jax.Array:
     """float32 [rows, lanes] of a memory from (row, lane)."""
     start = (row, jnp.asarray(lane, jnp.int32))
@@ -58,7 +58,7 @@ class View:
         """float32 [rows, lanes] of vector SRAM."""
         return block_of(self.vram, row, rows, lane, lanes)
 
-    def block(self, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None) -> jax.Array:
+    def block(self, row: jax.Array | int, rows: int, lane: jax.Array | int = 0, lanes: int | None = None) -> jax.Array:
         """float32 [rows, lanes] of ``cells``."""
         return block_of(self.cells, row, rows, lane, lanes)
 

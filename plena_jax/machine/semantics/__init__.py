@@ -1,7 +1,15 @@
 """What instructions do: one function for each, registered under its mnemonic."""
 
 from plena_jax.machine.semantics import control, lanewise, matrix, memory, vector
-from plena_jax.machine.semantics.registry import SEMANTICS, Accumulator, Semantic, Stage, branch_index, branches, semantic_of
+from plena_jax.machine.semantics.registry import (
+    SEMANTICS,
+    Accumulator,
+    Semantic,
+    Stage,
+    branch_index,
+    branches,
+    semantic_of,
+)
 
 __all__ = [
     "SEMANTICS",

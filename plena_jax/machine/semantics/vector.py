@@ -107,7 +107,12 @@ TOPK_ENTRIES = max(k for _, k in TOPK_POLICIES)
 
 def topk_window(policy: jax.Array, offset: jax.Array) -> jax.Array:
     """Whether an entry ``offset`` (uint32) behind the first one is written."""
-    return offset < jnp.where(policy == 0, *(jnp.uint32(k) for _, k in TOPK_POLICIES))
+    return offset < _by_policy(policy, 1).astype(jnp.uint32)
+
+
+def _by_policy(policy: jax.Array, column: int) -> jax.Array:
+    """int32: experts (column 0) or selected experts (column 1) of a policy."""
+    return jnp.array([entry[column] for entry in TOPK_POLICIES], jnp.int32)[policy]
 
 
 def _ranked(keys: jax.Array, *values: jax.Array) -> list[jax.Array]:
@@ -131,8 +136,7 @@ def v_topk(view: View, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
     logits = jnp.pad(logits, (0, max(2 * most - logits.shape[0], 0)))
     skip = (step.rs1 - first) * view.config.vlen
     logits = lax.dynamic_slice_in_dim(logits, skip, most, allow_negative_indices=False)
-    experts = jnp.where(step.argument == 0, *(experts for experts, _ in TOPK_POLICIES))
-    count = jnp.where(step.argument == 0, *(k for _, k in TOPK_POLICIES))
+    experts, count = (_by_policy(step.argument, column) for column in (0, 1))
     logits = jnp.where(is_nan(logits), -jnp.inf, logits)
     index = jnp.arange(most, dtype=jnp.int32)
     keys = jnp.where(index < experts, arithmetic.total_order(logits), np.int32(-(2**31)))
@@ -146,4 +150,4 @@ def v_topk(view: View, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
         total = total + weights[rank]
     good = (magnitude(total) < u32(INFINITY)) & (to_bits(total) < u32(INFINITY)) & (total > 0)
     shares = jnp.where(good, arithmetic.divide(weights, jnp.broadcast_to(total, weights.shape)), jnp.float32(0))
-    return round_scalar(shares), order, count.astype(jnp.int32)
+    return round_scalar(shares), order, count
