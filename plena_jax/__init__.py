@@ -24,7 +24,7 @@ from plena_jax.isa import INSTRUCTIONS
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.images import Images
 from plena_jax.machine.resolved import Trace, resolve
-from plena_jax.machine.run import EngineChoice, engine_for, run
+from plena_jax.machine.run import EngineChoice, engine_for, prepare, run
 from plena_jax.machine.state import LoopStack, MachineState
 from plena_jax.program import Program
 
@@ -55,6 +55,7 @@ __all__ = [
     "disassemble",
     "engine_for",
     "formats",
+    "prepare",
     "resolve",
     "run",
 ]

@@ -19,7 +19,7 @@ from plena_jax.config import MachineConfig
 from plena_jax.machine.control import LOG_ROWS
 from plena_jax.machine.datapath import Memories, execute, pack_memories, unpack_memories
 from plena_jax.machine.record import WIDTH
-from plena_jax.machine.state import MachineState
+from plena_jax.machine.state import INTEGER_FIELDS, MachineState
 
 #: Records that one compiled call takes: those of a full log.
 CHUNK = LOG_ROWS
@@ -113,6 +113,14 @@ def compile_ahead(config: MachineConfig, state: MachineState) -> None:
     pool = ThreadPoolExecutor(1)
     _compilations[key] = pool.submit(_compile, config, jax.tree.map(_shape_of, state))
     pool.shutdown(wait=False)
+
+
+def compile_all(config: MachineConfig, state: MachineState) -> None:
+    """Compile what a run from ``state`` needs: run nothing on it."""
+    integers = {name: getattr(state, name) for name in INTEGER_FIELDS}
+    datapath = Datapath(config, state)
+    datapath.execute(np.zeros((CHUNK + 1, WIDTH), np.int32), 0)
+    jax.block_until_ready(datapath.finish(integers, 0, np.zeros(state.int_sram.shape, bool)))
 
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:

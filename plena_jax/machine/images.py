@@ -13,6 +13,7 @@ from plena_jax.config import MachineConfig, Precision
 from plena_jax.errors import ImageError
 from plena_jax.formats import FloatFormat, IntFormat, MXFormat, pack, plena, unpack
 from plena_jax.isa import SRAM_ENTRIES
+from plena_jax.machine.transfer import effective, vram_format
 
 if TYPE_CHECKING:
     from plena_jax.machine.state import MachineState
@@ -59,13 +60,12 @@ class Images:
     @classmethod
     def of(cls, config: MachineConfig, state: MachineState) -> Images:
         """The images that the emulator would dump, VRAM and HBM over what is allocated."""
-        vram_type = _element(config.precision.vector_sram_type)
         return cls(
             hbm=np.asarray(state.hbm).tobytes(),
             fp_sram=(np.asarray(state.fp_sram).view(np.uint32) >> 16).astype("<u2").tobytes(),
             int_sram=np.asarray(state.int_sram).astype("<u4").tobytes(),
-            vram=_packed(state.vram, vram_type),
-            mram=_packed(state.mram, _element(config.precision.matrix_sram_type)),
+            vram=_packed(state.vram, vram_format(config)),
+            mram=_packed(state.mram, _element(effective(config.precision.matrix_sram_type, config.intended))),
         )
 
 
@@ -78,7 +78,7 @@ def _packed(values: Any, fmt: FloatFormat | IntFormat) -> bytes:
 
 
 def _vram_image(config: MachineConfig, data: bytes) -> np.ndarray:
-    fmt = _element(config.precision.vector_sram_type)
+    fmt = vram_format(config)
     row = -(-config.vlen * fmt.bits // 8)
     _whole("VRAM image", data, fmt.bits / 8, f"{fmt.bits}-bit elements")
     rows = -(-len(data) // row)
@@ -103,8 +103,10 @@ def _fits(name: str, got: int, limit: int, what: str) -> None:
 @quiet
 def vram_values(config: MachineConfig, values: Any, rows: int) -> np.ndarray:
     """float32 [n, VLEN] of values of VECTOR_SRAM_TYPE from a float array, the last row filled with zeros."""
-    array = np.asarray(values, np.float32)
-    flat = array.reshape(-1)
+    array = np.asarray(values)
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ImageError(f"VRAM: contents are {array.dtype} {array.shape}; allowed: an array of real numbers")
+    flat = array.astype(np.float32).reshape(-1)
     count = -(-flat.size // config.vlen)
     if array.ndim > 1 and array.shape[-1] != config.vlen:
         raise ImageError(f"VRAM: rows of {array.shape[-1]} lanes; allowed: VLEN, {config.vlen}, or a flat array")
@@ -112,9 +114,8 @@ def vram_values(config: MachineConfig, values: Any, rows: int) -> np.ndarray:
         raise image_error("VRAM", f"{count} rows", f"{rows} rows")
     padded = np.zeros((count, config.vlen), np.float32)
     padded.reshape(-1)[: flat.size] = flat
-    fmt = _element(config.precision.vector_sram_type)
-    # What the format holds stays as it is, NaN payloads included.
-    return plena.decode(plena.encode(padded, fmt), fmt)  # type: ignore[arg-type]
+    fmt = vram_format(config)
+    return fmt.decode(fmt.encode(padded))
 
 
 @quiet

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from plena_jax.config import MachineConfig
 from plena_jax.errors import EngineError
 from plena_jax.machine.architectural import run_concrete, run_traced
-from plena_jax.machine.compiled import compile_ahead
+from plena_jax.machine.compiled import compile_ahead, compile_all
 from plena_jax.machine.decode import decode
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
@@ -52,8 +52,11 @@ def engine_for(
     config: MachineConfig,
     engine: Engine = "auto",
     max_instructions: int | None = None,
+    progress: Progress | None = None,
 ) -> EngineChoice:
     """Which engine :func:`run` takes for a program on a state: resolved wherever possible, else architectural.
+
+    Takes the arguments of :func:`run`; ``progress`` is called with the number of instructions resolved.
 
     Raises:
         EngineError: "resolved" was asked for and cannot be; the message says why.
@@ -68,13 +71,37 @@ def engine_for(
         why = "registers and loops of the state are traced, so that addresses are not known"
     else:
         try:
-            trace = resolve(_program(program), config, state, max_instructions)
+            trace = resolve(_program(program), config, state, max_instructions, progress)
             return EngineChoice("resolved", "no address, register or loop depends on data", trace)
         except Unresolvable as error:
             why = str(error)
     if engine == "resolved":
         raise EngineError(f"engine 'resolved': {why}; engine 'architectural' runs anything")
     return EngineChoice("architectural", why)
+
+
+def prepare(
+    program: Program | ArrayLike,
+    state: MachineState,
+    config: MachineConfig,
+    *,
+    engine: Engine = "auto",
+    max_instructions: int | None = None,
+    progress: Progress | None = None,
+) -> EngineChoice:
+    """Do what :func:`run` does once before it can run: choose the engine, resolve the program, compile.
+
+    Takes the arguments of :func:`run`, for concrete states; ``progress`` is called with the number of instructions
+    resolved. Returns the engine that was chosen. Nothing depends on this but the time of the first run.
+    """
+    program = _program(program)
+    _check(state, config, max_instructions)
+    compile_ahead(config, state)
+    choice = engine_for(program, state, config, engine, max_instructions, progress)
+    if choice.trace is not None:
+        state = allocate(state, config, choice.trace.vram_rows, choice.trace.hbm_bytes)
+    compile_all(config, state)
+    return choice
 
 
 def run(

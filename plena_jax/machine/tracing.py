@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from plena_jax.machine.layout import Layout
 from plena_jax.machine.plan import plan
 from plena_jax.machine.record import Flag, Record
 from plena_jax.machine.semantics import Stage, branches
+from plena_jax.machine.semantics.control import ALU
 from plena_jax.machine.semantics.matrix import wide_rows
 from plena_jax.machine.state import MachineState, grow
 from plena_jax.machine.transfer import Transfers
@@ -36,6 +38,8 @@ from plena_jax.program import Program
 #: Instructions in one compiled call.
 _STEPS = 256
 _LOG_ROWS = 64
+#: Values of an effect that its line of text shows.
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,13 @@ class Effect:
     target: str
     values: tuple[int | float, ...]
     count: int
+
+    def describe(self) -> str:
+        """One line of text; of many values the first."""
+        shown = " ".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in self.values[:_SHOWN])
+        more = " ..." if len(self.values) > _SHOWN else ""
+        times = f" x {self.count}" if self.count > max(len(self.values), 1) or not self.values else ""
+        return f"{self.target} = {shown}{more}{times}" if self.values else f"{self.target}{times} bytes"
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,11 @@ class Executed:
     effects: tuple[Effect, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data; numbers that JSON does not have ("nan", "inf", "-inf") as text."""
+        data = asdict(self)
+        for effect in data["effects"]:
+            effect["values"] = [v if isinstance(v, int) or math.isfinite(v) else str(v) for v in effect["values"]]
+        return data
 
 
 class _Carry(NamedTuple):
@@ -205,31 +219,38 @@ def _executed(program: Program, before: tuple[np.ndarray, np.ndarray], seen: _Se
     pc = int(core[lanes.PC])
     word = int(program.words[pc])
     entry = BY_OPCODE[word & OPCODE_MASK]
-    effects = _integer_effects(before, seen)
+    rd = word >> Field.RD.shift & Field.RD.limit
+    effects = _integer_effects(before, seen, entry.mnemonic, rd)
     if seen.logged:
         effects += _float_effects(entry.mnemonic, seen, config)
     elif entry.mnemonic == "S_ST_INT":
         base = int(core[word >> Field.RS1.shift & Field.RS1.limit]) + (word >> Field.IMM18.shift)
-        value = int(core[word >> Field.RD.shift & Field.RD.limit])
-        effects.append(Effect(f"int_sram[{base & 0xFFFFFFFF}]", (value,), 1))
+        effects.append(Effect(f"int_sram[{base & 0xFFFFFFFF}]", (int(core[rd]),), 1))
     return Executed(int(core[lanes.TICKS]), pc, describe_word(word), entry.unit.value, tuple(effects))
 
 
 _NAMED = {lanes.SCALE: "scale", lanes.STRIDE: "stride", lanes.MASK: "v_mask"}
 
 
-def _integer_effects(before: tuple[np.ndarray, np.ndarray], seen: _Seen) -> list[Effect]:
+def _integer_effects(before: tuple[np.ndarray, np.ndarray], seen: _Seen, mnemonic: str, rd: int) -> list[Effect]:
+    """Registers that changed, and those that were written with what they held."""
     effects = []
-    for lane in np.nonzero(before[0] != seen.core)[0].tolist():
+    alu = ALU.get(mnemonic)
+    written = {lanes.GP + rd} if mnemonic in _WRITES_GP else set()
+    if alu is not None:
+        written = {lanes.GP + rd if alu.lane is None else alu.lane}
+    for lane in sorted(written | set(np.nonzero(before[0] != seen.core)[0].tolist())):
         name = f"gp{lane}" if lane < lanes.START else _NAMED.get(lane)
         if name is not None:
             effects.append(Effect(name, (int(seen.core[lane]),), 1))
-    low, high = (slice(at, at + lanes.REGISTERS) for at in (lanes.A_LOW, lanes.A_HIGH))
-    changed = (before[1][low] != seen.registers[low]) | (before[1][high] != seen.registers[high])
-    for register in np.nonzero(changed)[0].tolist():
-        value = int(seen.registers[lanes.A_LOW + register]) | int(seen.registers[lanes.A_HIGH + register]) << 32
-        effects.append(Effect(f"a{register}", (value,), 1))
+    if mnemonic == "C_SET_ADDR_REG":
+        value = int(seen.registers[lanes.A_LOW + rd]) | int(seen.registers[lanes.A_HIGH + rd]) << 32
+        effects.append(Effect(f"a{rd}", (value,), 1))
     return effects
+
+
+#: Slow instructions that write gp[rd].
+_WRITES_GP = ("S_LD_INT", "C_LOOP_START", "C_LOOP_END")
 
 
 def _float_effects(mnemonic: str, seen: _Seen, config: MachineConfig) -> list[Effect]:
