@@ -16,7 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from plena_jax.bits import DEFAULT_NAN, INFINITY, MAGNITUDE, SIGN, from_bits, is_nan, magnitude, to_bits, u32
+from plena_jax.bits import (
+    DEFAULT_NAN,
+    INFINITY,
+    MAGNITUDE,
+    SIGN,
+    from_bits,
+    i32,
+    is_nan,
+    magnitude,
+    normalise,
+    to_bits,
+    u32,
+)
 
 #: Scaling that lifts any product of a small operand out of the subnormal range.
 _LIFT = 96
@@ -42,7 +54,7 @@ def lift(x: jax.Array, exponent: int = _LIFT) -> jax.Array:
 
 @partial(jax.jit, static_argnums=1)
 def lower(y: jax.Array, exponent: int) -> jax.Array:
-    """``y * 2**-exponent`` rounded once to nearest even, subnormal results included, for exponents 22 .. 192."""
+    """``y * 2**-exponent`` rounded once to nearest even, subnormal results included, for exponents 24 .. 192."""
     bits = to_bits(y)
     body = bits & u32(0x7FFFFFFF)
     # In the normal range only the exponent field changes. (Two multiplications by constants would do, but XLA folds
@@ -106,13 +118,28 @@ def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     return propagate_nan(jnp.where(needed, lowered, plain), a, b)
 
 
+def _settle(quotient: jax.Array, numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """``quotient``, rounded twice and so perhaps a unit off, corrected to ``numerator / denominator`` to nearest even.
+
+    Its magnitude is below 2**-125, so that its bits count units of 2**-149. The numerator, in such units, is given
+    modulo 2**32; the denominator, an integer below 2**28, is exact.
+    """
+    count = magnitude(quotient)
+    twice, denominator = 2 * i32(numerator - count * denominator), i32(denominator)
+    odd = count & 1 == 1
+    up = (twice > denominator) | ((twice == denominator) & odd)
+    down = (twice < -denominator) | ((twice == -denominator) & odd)
+    return from_bits((to_bits(quotient) & u32(SIGN)) | (count + u32(up) - u32(down)))
+
+
 @_differentiable(lambda a: 1 / a)
 def reciprocal(a: jax.Array) -> jax.Array:
     """``1 / a``."""
     one = np.float32(1)
     body = magnitude(a)
     tiny = (one / lift(a)) * _power(_LIFT)
-    huge = lower(one / (a * _power(-32)), 32)
+    # In units of 2**-149 the result is 2**(172 - exponent) / significand: a numerator of 0 modulo 2**32.
+    huge = _settle(lower(one / (a * _power(-32)), 32), u32(0), normalise(a)[0])
     result = jnp.where(body < u32(0x00800000), tiny, one / a)
     return propagate_nan(jnp.where((body > _bits_of(2.0**125)) & (body < u32(INFINITY)), huge, result), a)
 
@@ -161,9 +188,14 @@ def from_total_order(key: jax.Array) -> jax.Array:
 @_differentiable(lax.div)
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a / b`` for 0 <= a <= b with b normal, as the shares of a softmax are; subnormal results included."""
-    small = magnitude(a) < _bits_of(2.0**-50)
-    lifted = jnp.where(small, lift(a), a) / b
-    return propagate_nan(jnp.where(small, lower(lifted, _LIFT), a / b), a, b)
+    small = magnitude(a) < _bits_of(2.0**30)
+    quotient = jnp.where(small, lower(jnp.where(small, lift(a), a) / b, _LIFT), a / b)
+    (significand, exponent), (divisor, divisor_exponent) = normalise(a), normalise(b)
+    # Both significands four times, so that quotients of half a unit are integers too.
+    shift = exponent - divisor_exponent + 151
+    numerator = jnp.where(shift >= 0, significand << u32(jnp.clip(shift, 0, 31)), u32(0))
+    exact = _settle(quotient, numerator, divisor << 2)
+    return propagate_nan(jnp.where(magnitude(quotient) < _bits_of(2.0**-125), exact, quotient), a, b)
 
 
 @_differentiable(jnp.exp)

@@ -9,9 +9,9 @@ from typing import NoReturn
 import numpy as np
 
 from plena_jax.errors import AssemblyError
-from plena_jax.isa import BY_MNEMONIC, Instruction, Kind, Operand
+from plena_jax.isa import BY_MNEMONIC, Field, Instruction, Kind, Operand
 from plena_jax.isa.instruction import REGISTERS
-from plena_jax.program import Program
+from plena_jax.program import Program, split_lines
 
 _CACHE_LINES = 1 << 17
 _COMMENT = re.compile(r";|//")
@@ -32,7 +32,7 @@ def assemble(text: str, source: str = "<assembly>") -> Program:
     words: list[int] = []
     lines: list[int] = []
     known: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(split_lines(text), 1):
         word = known.get(line)
         if word is None:
             word = _Line(line, number, source).assemble()
@@ -47,7 +47,7 @@ def assemble(text: str, source: str = "<assembly>") -> Program:
 
 def looks_like_assembly(text: str) -> bool:
     """Whether the first line with content is assembly rather than hexadecimal words."""
-    for line in text.splitlines():
+    for line in split_lines(text):
         body = _COMMENT.split(line, maxsplit=1)[0].strip()
         if body != line.strip() or body.startswith(WORD):
             return True
@@ -88,36 +88,44 @@ class _Line:
         prefix = operand.kind.value
         name = f"operand {_name(operand)} of {entry.mnemonic}"
         allowed = f"{prefix}0..{prefix}{operand.most}"
-        match = re.fullmatch(r"(gp|f|a)(\d+)", token)
-        if match and match[1] != prefix:
-            self.fail(f"{name}: {token} is the wrong register class; allowed: {allowed}", index)
-        if match:
-            self.fail(f"{name}: there is no register {token}; allowed: {allowed}", index)
-        if re.fullmatch(r"\+?[\d_]+|0[xX][0-9a-fA-F_]+", token):
-            # The published assembler takes a plain number as first operand, and the documents one for "no stride".
-            if index == 0:
-                return self.number_in(token, name, operand.most, index)
-            if operand.literal is not None and _integer(token) == operand.literal:
-                return operand.literal
+        match = re.fullmatch(r"(gp|f|a)(\s*[+-]?[\d_]+)", token)
+        number = _integer(match[2] if match else token)
+        if match and number is not None:
+            if match[1] != prefix:
+                self.fail(f"{name}: {token} is the wrong register class; allowed: {allowed}", index)
+            if not 0 <= number <= operand.most:
+                self.fail(f"{name}: there is no register {token}; allowed: {allowed}", index)
+            return number
+        # The published assembler takes a plain number as first operand, and the documents one for "no stride".
+        if number is not None and index == 0:
+            return self.number_in(token, name, operand.most, index)
+        if number is not None and number == operand.literal:
+            return number
         literal = f" or {operand.literal}" if operand.literal is not None else ""
         self.fail(f"{name}: {token!r} is not a register; allowed: {allowed}{literal}", index)
 
     def number_in(self, token: str, name: str, most: int, index: int) -> int:
-        try:
-            value = _integer(token)
-        except ValueError:
+        value = _integer(token)
+        if value is None:
             self.fail(f"{name}: {token!r} is not a number; allowed: 0..{most} (0..{most:#x})", index)
         if not 0 <= value <= most:
             self.fail(f"{name}: {token} is out of range; allowed: 0..{most} (0..{most:#x})", index)
         return value
 
-    def count(self, entry: Instruction, tokens: list[str]) -> NoReturn:
+    def count(self, entry: Instruction, tokens: list[str]) -> None:
+        """Complain about the number of operands, unless those too many are zeros without a place in the word.
+
+        The published compiler writes such zeros and its assembler drops them, but it takes a number in third place for
+        the immediate.
+        """
         least = sum(o.default is None for o in entry.operands)
         most = len(entry.operands)
-        expected = str(most) if least == most else f"{least} to {most}"
-        given = "no operands" if not tokens else f"{len(tokens)} operand{'s' if len(tokens) != 1 else ''}"
+        immediate = any(o.field in (Field.IMM18, Field.IMM22) for o in entry.operands)
+        if most < len(tokens) and not (immediate and most < 3) and all(t.strip() == "0" for t in tokens[most:]):
+            return
+        expected = _operands(most) if least == most else f"{least} to {_operands(most)}"
         missing = f"; operand {_name(entry.operands[len(tokens)])} is missing" if len(tokens) < least else ""
-        self.fail(f"{entry.mnemonic} takes {expected} operands, got {given}{missing}: {entry.syntax}")
+        self.fail(f"{entry.mnemonic} takes {expected}, got {_operands(len(tokens))}{missing}: {entry.syntax}")
 
     def unknown(self, mnemonic: str) -> NoReturn:
         import difflib
@@ -139,8 +147,16 @@ class _Line:
         raise AssemblyError(message, line=self.number, column=column + 1, text=self.text.rstrip(), source=self.source)
 
 
-def _integer(token: str) -> int:
-    return int(token, 16) if token[:2] in ("0x", "0X") else int(token)
+def _integer(token: str) -> int | None:
+    """The number that a token spells, if it spells one."""
+    try:
+        return int(token, 16) if token[:2] in ("0x", "0X") else int(token)
+    except ValueError:
+        return None
+
+
+def _operands(count: int) -> str:
+    return f"{count or 'no'} operand{'' if count == 1 else 's'}"
 
 
 def _name(operand: Operand) -> str:
@@ -157,8 +173,8 @@ def _encoder(entry: Instruction) -> Callable[[_Line, list[str]], int]:
         if operand.kind is not Kind.NUMBER:
             count = min(REGISTERS[operand.kind], operand.most + 1)
             good = {f"{operand.kind.value}{n}": n for n in range(count)}
-        elif operand.name == "0" and operand.most:
-            # A slot that the machine ignores: compilers put a register there as well.
+        elif operand.name == "0":
+            # A slot without a meaning: compilers put a register there as well.
             good = {f"gp{n}": n for n in range(operand.most + 1)}
         plan.append((good, operand.kind is not Kind.NUMBER, operand.field.shift, operand.most))
 

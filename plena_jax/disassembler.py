@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from plena_jax.isa import BY_OPCODE, Instruction
 from plena_jax.isa.instruction import OPCODE_MASK
+from plena_jax.program import Program
 
 
 def disassemble(words: ArrayLike) -> list[str]:
@@ -16,8 +17,11 @@ def disassemble(words: ArrayLike) -> list[str]:
 
     A word that no instruction text produces (unassigned opcode, a register that does not exist, bits outside the fields
     of its instruction) becomes ``.word`` with what the machine sees in it as a comment.
+
+    Raises:
+        ProgramError: see :meth:`Program.from_words`.
     """
-    unique, index = np.unique(np.asarray(words, np.uint32), return_inverse=True)
+    unique, index = np.unique(Program.from_words(words).words, return_inverse=True)
     texts = [disassemble_word(word) for word in unique.tolist()]
     return [texts[i] for i in index.tolist()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,23 @@ from numpy.typing import ArrayLike
 from plena_jax.errors import ProgramError
 from plena_jax.files import write_atomically
 
+#: A token of ``.mem`` text: the digits of a word, or no group at all.
+_TOKEN = re.compile(r"(?:0x)*([0-9A-Fa-f]+)(?!\S)|\S+")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text as files have them: form feeds and the separators of Unicode do not end one."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
     """An immutable sequence of 32-bit machine words.
 
     Two programs are equal, and hash alike, when their words are.
+
+    Raises:
+        ProgramError: the words are not a one-dimensional sequence of integers from 0 to 2**32 - 1.
 
     Attributes:
         words: uint32 [n], read-only.
@@ -32,9 +44,9 @@ class Program:
     lines: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        words = np.array(self.words, dtype=np.uint32)
-        words.setflags(write=False)
-        object.__setattr__(self, "words", words)
+        object.__setattr__(self, "words", _frozen(_checked(self.words, self.source), np.uint32))
+        if self.lines is not None:
+            object.__setattr__(self, "lines", _frozen(self.lines, np.int64))
 
     @classmethod
     def from_words(cls, words: ArrayLike, source: str = "<words>") -> Program:
@@ -43,33 +55,29 @@ class Program:
         Raises:
             ProgramError: not a one-dimensional sequence of integers from 0 to 2**32 - 1.
         """
-        values = np.asarray(words)
-        if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-            raise ProgramError(
-                f"{source}: a program is a one-dimensional sequence of integers, got {values.dtype} {values.shape}"
-            )
-        bad = (values < 0) | (values > 0xFFFFFFFF)
-        if values.size and bad.any():
-            first = int(np.argmax(bad))
-            raise ProgramError(f"{source}: word {first} is {values[first]}; allowed: 0 to 0xFFFFFFFF")
-        return cls(values.astype(np.uint32), source)
+        return cls(np.asarray(words), source)
 
     @classmethod
     def from_mem(cls, text: str, source: str = "<mem>") -> Program:
         """A program from ``.mem`` text: whitespace-separated hexadecimal words, each with an optional ``0x``.
 
+        As in the hardware model, further ``0x`` are ignored.
+
         Raises:
             ProgramError: a token that is not a hexadecimal number of at most 32 bits; names its line and column.
         """
-        tokens = text.split()
-        try:
-            values = [int(token.removeprefix("0x"), 16) for token in tokens]
-            # int() takes signs, underscores and 0X, which are no part of the format.
-            clean = text.isascii() and not any(mark in text for mark in "+-_X")
-        except ValueError:
-            clean, values = False, []
-        if not clean or max(values, default=0) > 0xFFFFFFFF:
-            raise ProgramError(_bad_token(text, source))
+        values = []
+        for token in _TOKEN.finditer(text):
+            digits = token[1]
+            if digits is None or len(digits.lstrip("0")) > 8:
+                before = split_lines(text[: token.start()])
+                what = (
+                    "is not a hexadecimal word (digits, optionally after 0x)"
+                    if digits is None
+                    else "is wider than 32 bits"
+                )
+                raise ProgramError(f"{source}:{len(before)}:{len(before[-1]) + 1}: {token[0]!r} {what}")
+            values.append(int(digits, 16))
         return cls(np.array(values, np.uint32), source)
 
     @classmethod
@@ -83,7 +91,7 @@ class Program:
         from plena_jax.assembler import assemble, looks_like_assembly
 
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ProgramError(f"{path}: neither hexadecimal words nor assembly text: {error}") from None
         return assemble(text, str(path)) if looks_like_assembly(text) else cls.from_mem(text, str(path))
@@ -117,17 +125,20 @@ class Program:
         return hash(self.digest)
 
 
-def _bad_token(text: str, source: str) -> str:
-    for number, line in enumerate(text.splitlines(), 1):
-        column = 0
-        for token in line.split():
-            column = line.index(token, column)
-            digits = token.removeprefix("0x")
-            if not digits or any(c not in "0123456789abcdefABCDEF" for c in digits):
-                return (
-                    f"{source}:{number}:{column + 1}: {token!r} is not a hexadecimal word (digits, optionally after 0x)"
-                )
-            if int(digits, 16) > 0xFFFFFFFF:
-                return f"{source}:{number}:{column + 1}: {token!r} is wider than 32 bits"
-            column += len(token)
-    return f"{source}: not a list of hexadecimal words"
+def _frozen(values: ArrayLike, dtype: type) -> np.ndarray:
+    array = np.array(values, dtype)
+    array.setflags(write=False)
+    return array
+
+
+def _checked(words: ArrayLike, source: str) -> np.ndarray:
+    values = np.asarray(words)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise ProgramError(
+            f"{source}: a program is a one-dimensional sequence of integers, got {values.dtype} {values.shape}"
+        )
+    bad = (values < 0) | (values > 0xFFFFFFFF) if values.size else np.zeros(0, bool)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ProgramError(f"{source}: word {first} is {values[first]}; allowed: 0 to 0xFFFFFFFF")
+    return values

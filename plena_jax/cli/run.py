@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -142,15 +143,21 @@ def _traced(
     if not to_stdout:
         refuse_to_overwrite(options.trace, [options.program, options.opcode, options.hbm, options.fpsram])
     as_json = not to_stdout and options.trace.endswith((".jsonl", ".json"))
-    with nullcontext(sys.stdout) if to_stdout else open(options.trace, "w", encoding="utf-8") as stream:
+    with (
+        nullcontext(sys.stdout) if to_stdout else open(options.trace, "w", encoding="utf-8") as stream,
+        console.progress("tracing") as update,
+    ):
         executed = trace(program, state, config, options.max_instructions)
-        while True:
+        for count in itertools.count():
             try:
                 one = next(executed)
             except StopIteration as end:
                 final: MachineState = end.value
-                return final, console.summary(final, time.perf_counter() - start, "tracing")
+                break
             _write(stream, one, as_json)
+            if not to_stdout and count % 1000 == 0:
+                update(count)
+    return final, console.summary(final, time.perf_counter() - start, "tracing")
 
 
 def _write(stream: IO[str], one: Executed, as_json: bool) -> None:

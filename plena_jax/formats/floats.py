@@ -127,7 +127,13 @@ class FloatFormat:
 
     @classmethod
     def exponent_only(cls, exponent: int = 8) -> FloatFormat:
-        """A scale format without sign, zero and mantissa; the last code is NaN. 8 bits: OCP's E8M0."""
+        """A scale format without sign, zero and mantissa; the last code is NaN. 8 bits: OCP's E8M0.
+
+        Raises:
+            FormatError: not 1..8 bits.
+        """
+        if not 1 <= exponent <= 8:
+            raise FormatError(f"e{exponent}m0: a scale format has 1..8 exponent bits (float32 carries it)")
         last = 2**exponent - 1
         return cls(exponent, 0, 2 ** (exponent - 1) - 1, 0, last - 1, -1, last, last, last, 0, 0)
 

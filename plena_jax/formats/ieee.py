@@ -69,8 +69,8 @@ def _round(x: Array, fmt: FloatFormat) -> Array:
     # Even means an even code; a format without zero counts the significand instead, as ml_dtypes' E8M0 cast does.
     odd = xp.where(has_zero, truncated, significand >> u32(xp.clip(shift, 0, 31))) & 1
     code = base + shift_right_even(significand, shift, odd)
-    # ml_dtypes rounds all that lies between the two smallest codes of E8M0 (subnormal in float32) to the second.
-    lowest = (biased == 0) & (significand > u32(1 << 23))
+    # ml_dtypes rounds what lies between the two smallest codes of E8M0, which is subnormal in float32, to the second.
+    lowest = (biased == 0) & (exponent == -127) & (significand > u32(1 << 23))
     return xp.where(has_zero, code, xp.where(biased < 0, u32(0), xp.where(lowest, u32(1), code)))
 
 

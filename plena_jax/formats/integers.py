@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from plena_jax.bits import Array, array_module, float32, i32, is_nan, quiet, u32
+from plena_jax.bits import Array, array_module, float32, i32, is_nan, pow2, quiet, u32
 from plena_jax.errors import FormatError
 
 
@@ -47,11 +47,11 @@ class IntFormat:
         """uint32 codes of float32 ``x``; NaN gives 0. Of NumPy arrays as NumPy array."""
         x = float32(x)
         xp, width = array_module(x, self.width, self.fraction, self.sign), i32(self.width)
-        scaled = xp.where(is_nan(x), np.float32(0), x) * _power(self.fraction)
+        scaled = xp.where(is_nan(x), np.float32(0), x) * pow2(self.fraction)
         mask = xp.where(width == 32, u32(0xFFFFFFFF), (u32(1) << u32(xp.minimum(width, 31))) - u32(1))
         if self.family == "plena":
             return u32(_saturate(xp.trunc(scaled), -(2.0**31), 2.0**31)) & mask
-        span = _power(self.width - self.sign)
+        span = pow2(self.width - self.sign)
         low = xp.where(i32(self.sign) == 1, -span, np.float32(0))
         rounded = xp.round(scaled)
         # Unsigned codes above 2**31 do not pass through int32: take the upper half off first.
@@ -70,21 +70,17 @@ class IntFormat:
         signed = (i32(body) >> i32(spare)).astype(np.float32)
         unsigned = (body >> spare).astype(np.float32)
         value = unsigned if self.family == "plena" else xp.where(i32(self.sign) == 1, signed, unsigned)
-        return value * _power(-i32(self.fraction))
+        return value * pow2(-i32(self.fraction))
 
     def round(self, x: ArrayLike) -> jax.Array:
         """float32 ``decode(encode(x))``; its derivative is 1 everywhere (straight-through)."""
         return _round(jnp.asarray(x, jnp.float32), self)
 
 
-def _power(exponent: ArrayLike) -> Array:
-    return array_module(exponent).exp2(i32(exponent).astype(np.float32))
-
-
 def _saturate(x: Array, low: float, high: float) -> Array:
     """int32 of an integral float32, saturated (float32 cannot hold 2**31 - 1, so the top is tested apart)."""
     xp = array_module(x)
-    inside = xp.clip(x, np.float32(low), np.float32(high - 256.0))
+    inside = xp.clip(x, np.float32(low), np.nextafter(np.float32(high), np.float32(0)))
     return xp.where(x >= np.float32(high), np.int32(2**31 - 1), inside.astype(np.int32))
 
 

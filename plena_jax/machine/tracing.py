@@ -31,7 +31,7 @@ from plena_jax.machine.semantics import Stage, branches
 from plena_jax.machine.semantics.control import ALU
 from plena_jax.machine.semantics.matrix import wide_rows
 from plena_jax.machine.state import MachineState, grow
-from plena_jax.machine.transfer import Transfers
+from plena_jax.machine.transfer import Transfers, add64
 from plena_jax.machine.view import block_of
 from plena_jax.program import Program
 
@@ -97,6 +97,8 @@ class _Carry(NamedTuple):
     memories: Memories
     #: Instructions that may still be executed.
     left: jax.Array
+    #: HBM blocks read and written, as in the state.
+    moved: jax.Array
 
 
 class _Seen(NamedTuple):
@@ -152,7 +154,8 @@ def _steps(table: Table, carry: _Carry, config: MachineConfig) -> tuple[_Carry, 
         )
         # Once stopped, nothing moves.
         left = carry.left - seen.executed.astype(jnp.uint32)
-        return _Carry(core, side, memories, left), seen
+        moved = jnp.stack(add64(carry.moved[:, 0], carry.moved[:, 1], *found.moved.T), axis=1)
+        return _Carry(core, side, memories, left, moved), seen
 
     return lax.scan(step, carry, None, length=_STEPS)
 
@@ -189,7 +192,8 @@ def trace(
     left = 2**31 - 1 if max_instructions is None else max_instructions
     while True:
         core, side = jax.jit(lanes.pack)(state)
-        carry = _Carry(core, side, jax.jit(pack_memories, static_argnums=0)(config, state), jnp.uint32(left))
+        memories = jax.jit(pack_memories, static_argnums=0)(config, state)
+        carry = _Carry(core, side, memories, jnp.uint32(left), state.hbm_blocks)
         before = jax.device_get((core, side.registers))
         fault = 0
         while not fault and left:
@@ -204,7 +208,8 @@ def trace(
                 if fault or not left:
                     break
         status = Fault.OK if fault < 0 else Fault(fault) if fault else Fault.LIMIT
-        state = lanes.unpack(carry.core, carry.side, state).replace(status=jnp.int32(status))
+        state = lanes.unpack(carry.core, carry.side, state)
+        state = state.replace(status=jnp.int32(status), hbm_blocks=carry.moved)
         state = unpack_memories(config, carry.memories, state, carry.core[lanes.FRESH])
         if status in GROWABLE:
             state = grow(state, config, int(one.needed))
