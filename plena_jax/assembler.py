@@ -59,6 +59,9 @@ def looks_like_assembly(text: str) -> bool:
 class _Line:
     """One source line; all that is slow happens only when it has to complain."""
 
+    #: Which of the operands in the text are those of the instruction.
+    kept = range(8)
+
     def __init__(self, text: str, number: int, source: str) -> None:
         self.text, self.number, self.source = text, number, source
 
@@ -112,17 +115,21 @@ class _Line:
             self.fail(f"{name}: {token} is out of range; allowed: 0..{most} (0..{most:#x})", index)
         return value
 
-    def count(self, entry: Instruction, tokens: list[str]) -> None:
-        """Complain about the number of operands, unless those too many are zeros without a place in the word.
+    def without_zeros(self, entry: Instruction, tokens: list[str]) -> list[str]:
+        """The operands less those without a place in the word, which must be zeros.
 
-        The published compiler writes such zeros and its assembler drops them, but it takes a number in third place for
-        the immediate.
+        The published compiler writes such zeros, and its assembler drops them. That takes a number in third place for
+        the immediate, whatever is in second place.
         """
-        least = sum(o.default is None for o in entry.operands)
         most = len(entry.operands)
-        immediate = any(o.field in (Field.IMM18, Field.IMM22) for o in entry.operands)
-        if most < len(tokens) and not (immediate and most < 3) and all(t.strip() == "0" for t in tokens[most:]):
-            return
+        kept = range(most)
+        if most == 2 and entry.operands[1].field in (Field.IMM18, Field.IMM22):
+            kept = range(0, 4, 2)
+        dropped = [token.strip().removeprefix("gp") for i, token in enumerate(tokens) if i not in kept]
+        if len(tokens) > most and all(_integer(token) == 0 for token in dropped):
+            self.kept = kept
+            return [tokens[i] for i in kept]
+        least = sum(o.default is None for o in entry.operands)
         expected = _operands(most) if least == most else f"{least} to {_operands(most)}"
         missing = f"; operand {_name(entry.operands[len(tokens)])} is missing" if len(tokens) < least else ""
         self.fail(f"{entry.mnemonic} takes {expected}, got {_operands(len(tokens))}{missing}: {entry.syntax}")
@@ -142,8 +149,9 @@ class _Line:
             mnemonic, rest = body.split(None, 1)
             column = body.index(rest, column + len(mnemonic))
             tokens = rest.split(",")
-            column += sum(len(token) + 1 for token in tokens[:operand])
-            column += len(tokens[operand]) - len(tokens[operand].lstrip())
+            place = self.kept[operand]
+            column += sum(len(token) + 1 for token in tokens[:place])
+            column += len(tokens[place]) - len(tokens[place].lstrip())
         raise AssemblyError(message, line=self.number, column=column + 1, text=self.text.rstrip(), source=self.source)
 
 
@@ -180,7 +188,7 @@ def _encoder(entry: Instruction) -> Callable[[_Line, list[str]], int]:
 
     def encode(line: _Line, tokens: list[str]) -> int:
         if not least <= len(tokens) <= most:
-            line.count(entry, tokens)
+            tokens = line.without_zeros(entry, tokens)
         word = entry.opcode
         for index, (token, (good, is_register, shift, limit)) in enumerate(zip(tokens, plan, strict=False)):
             token = token.strip()

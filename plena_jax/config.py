@@ -40,6 +40,13 @@ class Formats:
     scalar_fp: Precision = _key("SCALAR_FP", BF16)
 
 
+def _check_integer(key: str, value: Any, *, zero: bool) -> None:
+    least = 0 if zero else 1
+    most = 2**63 - 1 if key in ("HBM_SIZE", "MAX_LOOP_INSTRUCTIONS") else 2**32 - 1
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(key, value, f"must be an integer from {least} to {most}")
+
+
 def _cycles(name: str, enabled: int, disabled: int) -> Any:
     return field(default=(enabled, disabled), metadata={"key": name})
 
@@ -68,13 +75,11 @@ class Latency:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if len(value) != 2 or any(not isinstance(v, int) or v < 0 for v in value):
-                raise ConfigError(
-                    f"LATENCY.{item.metadata['key']}",
-                    value,
-                    "needs two cycle counts of 0 or more (dc_lib_en, dc_lib_dis)",
-                )
+            key, value = f"LATENCY.{item.metadata['key']}", getattr(self, item.name)
+            if not isinstance(value, tuple) or len(value) != 2:
+                raise ConfigError(key, value, "must be a tuple of two cycle counts (dc_lib_en, dc_lib_dis)")
+            for part, cycles in zip(("dc_lib_en", "dc_lib_dis"), value, strict=True):
+                _check_integer(f"{key}.{part}", cycles, zero=True)
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,8 @@ class MachineConfig:
     def _check_formats(self) -> None:
         for item in dataclasses.fields(self.precision):
             key, value = f"PRECISION.{item.metadata['key']}", getattr(self.precision, item.name)
+            if not isinstance(value, Precision):
+                raise ConfigError(key, value, "must be a FloatFormat, IntFormat or MXFormat")
             if isinstance(value, MXFormat) and self.mlen % value.block:
                 raise ConfigError(f"{key}.block", value.block, f"must divide MLEN ({self.mlen})")
         vram = self.precision.vector_sram_type
@@ -242,13 +249,6 @@ class MachineConfig:
 
             write_atomically(path, text.encode())
         return text
-
-
-def _check_integer(key: str, value: Any, *, zero: bool) -> None:
-    least = 0 if zero else 1
-    most = 2**63 - 1 if key in ("HBM_SIZE", "MAX_LOOP_INSTRUCTIONS") else 2**32 - 1
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigError(key, value, f"must be an integer from {least} to {most}")
 
 
 def _describe(fmt: Precision) -> str:

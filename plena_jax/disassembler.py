@@ -28,14 +28,8 @@ def disassemble(words: ArrayLike) -> list[str]:
 
 def disassemble_word(word: int) -> str:
     """Assembly text of one word, see :func:`disassemble`."""
-    writer = _WRITERS.get(word & OPCODE_MASK)
-    if writer is None:
-        return f".word 0x{word:08X}  ; unassigned opcode 0x{word & OPCODE_MASK:02X}"
-    entry, write = writer
-    text = write(word)
-    if word & ~entry.mask or any(word >> o.field.shift & o.field.limit > o.most for o in entry.operands):
-        return f".word 0x{word:08X}  ; {text}"
-    return text
+    write = _WRITERS.get(word & OPCODE_MASK)
+    return write(word) if write else f".word 0x{word:08X}  ; unassigned opcode 0x{word & OPCODE_MASK:02X}"
 
 
 def describe_word(word: int) -> str:
@@ -45,21 +39,25 @@ def describe_word(word: int) -> str:
 
 
 def _writer(entry: Instruction) -> Callable[[int], str]:
-    plan = [(o.kind.value, o.field.shift, o.field.limit, o.default) for o in entry.operands]
+    plan = [(o.kind.value, o.field.shift, o.field.limit, o.most, o.default) for o in entry.operands]
+    mask = entry.mask
 
     def write(word: int) -> str:
         texts = []
         pending: list[str] = []
-        for prefix, shift, limit, default in plan:
+        plain = not word & ~mask
+        for prefix, shift, limit, most, default in plan:
             value = word >> shift & limit
+            plain = plain and value <= most
             pending.append(f"{prefix}{value}")
             # Trailing operands that have their default stay unwritten.
             if value != default:
                 texts += pending
                 pending = []
-        return f"{entry.mnemonic} {', '.join(texts)}" if texts else entry.mnemonic
+        text = f"{entry.mnemonic} {', '.join(texts)}" if texts else entry.mnemonic
+        return text if plain else f".word 0x{word:08X}  ; {text}"
 
     return write
 
 
-_WRITERS = {opcode: (entry, _writer(entry)) for opcode, entry in BY_OPCODE.items()}
+_WRITERS = {opcode: _writer(entry) for opcode, entry in BY_OPCODE.items()}

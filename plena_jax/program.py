@@ -71,11 +71,7 @@ class Program:
             digits = token[1]
             if digits is None or len(digits.lstrip("0")) > 8:
                 before = split_lines(text[: token.start()])
-                what = (
-                    "is not a hexadecimal word (digits, optionally after 0x)"
-                    if digits is None
-                    else "is wider than 32 bits"
-                )
+                what = "is wider than 32 bits" if digits else "is not a hexadecimal word (digits, optionally after 0x)"
                 raise ProgramError(f"{source}:{len(before)}:{len(before[-1]) + 1}: {token[0]!r} {what}")
             values.append(int(digits, 16))
         return cls(np.array(values, np.uint32), source)
@@ -115,6 +111,10 @@ class Program:
         """SHA-256 of the words: equal programs have equal digests."""
         return hashlib.sha256(self.words.tobytes()).hexdigest()
 
+    def __reduce__(self) -> tuple[type[Program], tuple[object, ...]]:
+        # Arrays come out of copies and pickles writable.
+        return type(self), (self.words, self.source, self.lines)
+
     def __len__(self) -> int:
         return len(self.words)
 
@@ -126,7 +126,7 @@ class Program:
 
 
 def _frozen(values: ArrayLike, dtype: type) -> np.ndarray:
-    array = np.array(values, dtype)
+    array: np.ndarray = np.array(values, dtype)
     array.setflags(write=False)
     return array
 
@@ -137,8 +137,7 @@ def _checked(words: ArrayLike, source: str) -> np.ndarray:
         raise ProgramError(
             f"{source}: a program is a one-dimensional sequence of integers, got {values.dtype} {values.shape}"
         )
-    bad = (values < 0) | (values > 0xFFFFFFFF) if values.size else np.zeros(0, bool)
-    if bad.any():
+    if values.size and (bad := (values < 0) | (values > 0xFFFFFFFF)).any():
         first = int(np.argmax(bad))
         raise ProgramError(f"{source}: word {first} is {values[first]}; allowed: 0 to 0xFFFFFFFF")
     return values

@@ -35,9 +35,11 @@ def read(source: str | os.PathLike[str], mode: str | None) -> dict[str, Any]:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError("TOML", name, f"cannot be parsed: {error}") from None
-    for key in tree:
+    for key, table in tree.items():
         if key.lower() not in MODES and key not in _OTHER_TABLES:
             raise ConfigError(key, "...", "unknown table; allowed: MODE, TRANSACTIONAL, ANALYTIC, BEHAVIOR", name)
+        if not isinstance(table, dict):
+            raise ConfigError(key, table, "must be a table", name)
     mode = _mode(tree, mode, name)
     if mode.upper() not in tree:
         raise ConfigError(mode.upper(), "missing", f"the settings have no [{mode.upper()}.*] tables", name)

@@ -268,11 +268,21 @@ class NumpyMachine:
                 self.executed += 1
         return self
 
+    # sums, in whatever order NumPy takes; OrderedNumpyMachine takes the hardware model's
+    def matmul(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        return x @ w
+
+    def dots(self, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return rows @ x
+
+    def sums(self, rows: np.ndarray) -> np.ndarray:
+        return rows.sum(axis=1, dtype=F32)
+
     # matrix
     def product(self, matrix: int, vector: int, transposed: bool) -> np.ndarray:
         tile, c = self.column(matrix)
         x = self.rows(vector, self.blen)
-        return x @ (tile[c : c + self.blen].T if transposed else tile[:, c : c + self.blen])
+        return self.matmul(x, tile[c : c + self.blen].T if transposed else tile[:, c : c + self.blen])
 
     def op_01(self, rd, rs1, rs2, *_):
         self.acc = self.acc + self.product(self.gp[rs1], self.gp[rs2], False)
@@ -287,7 +297,7 @@ class NumpyMachine:
             slices = [x[:, j * self.hlen : (j + 1) * self.hlen] for j in range(self.heads)]
         else:
             slices = [x[:, j :: self.heads] for j in range(self.heads)]
-        return np.stack([(s @ w) * F32(0.25) for s in slices])
+        return np.stack([self.matmul(s, w) * F32(0.25) for s in slices])
 
     def op_03(self, rd, rs1, rs2, *_):
         self.hm = self.hm + self.head_product(self.gp[rs1], self.rows(self.gp[rs2], self.mlen), False)
@@ -296,8 +306,9 @@ class NumpyMachine:
         self.hm = self.hm + self.head_product(self.gp[rs1], self.rows(self.gp[rs2], self.mlen), True)
 
     def op_0a(self, rd, rs1, rs2, *_):
-        x = self.row(self.gp[rs2])[None]
-        self.hv = self.hv + self.head_product((self.gp[rs1] + self.gp[rd]) & M32, x, True)[:, 0]
+        tile, h = self.head((self.gp[rs1] + self.gp[rd]) & M32)
+        slots = self.row(self.gp[rs2]).reshape(self.heads, self.hlen)
+        self.hv = self.hv + np.stack([self.dots(tile[:, h : h + self.hlen], s) * F32(0.25) for s in slots])
 
     def op_05(self, rd, rs1, rs2, rs3, f1, imm, _):
         base = (self.gp[rd] + imm) & M32
@@ -321,13 +332,13 @@ class NumpyMachine:
         tile, o = self.split(self.gp[rs1])
         if o >= self.mlen or o % self.blen:
             raise Fault(f"M_MV offset {o}")
-        self.v_acc = self.v_acc + self.row(self.gp[rs2]) @ tile[:, o : o + self.blen]
+        self.v_acc = self.v_acc + self.matmul(self.row(self.gp[rs2])[None], tile[:, o : o + self.blen])[0]
 
     def op_08(self, rd, rs1, rs2, *_):
         tile, o = self.split(self.gp[rs1])
         if o:
             raise Fault(f"M_TMV offset {o}")
-        self.v_acc = self.v_acc + self.row(self.gp[rs2]) @ tile[: self.blen].T
+        self.v_acc = self.v_acc + self.dots(tile[: self.blen], self.row(self.gp[rs2]))
 
     def op_0b(self, rd, rs1, rs2, rs3, f1, imm, _):
         address = (self.gp[rd] + imm) & M32
@@ -388,8 +399,8 @@ class NumpyMachine:
             if m:
                 slots = row.reshape(-1, self.hlen)
                 active = self.lanes(m).reshape(-1, self.hlen)[:, 0]
-                slots[active] = slots[active].sum(axis=1, dtype=F32)[:, None]
-            self.f[rd] = scalar_bf16(self.f[rd] + row.sum(dtype=F32))
+                slots[active] = self.sums(slots[active])[:, None]
+            self.f[rd] = scalar_bf16(self.f[rd] + self.sums(row[None])[0])
 
     def op_16(self, rd, rs1, rs2, m, *_):
         if rd:
@@ -552,3 +563,60 @@ class NumpyMachine:
         if not self.loops:
             raise Fault("no loop to leave")
         self.gp[self.loops.pop()[1]] = 0
+
+
+class OrderedNumpyMachine(NumpyMachine):
+    """The same with every float32 sum in the order of the hardware model (docs/numerics.md): equal to the last bit.
+
+    One thing is not determined: whether a product that overflows does so before it is added (inf - inf) or not. After
+    one has, ``overflown`` is True.
+    """
+
+    overflown = False
+
+    def matmul(self, x, w):
+        total = None
+        for start in range(0, len(w), 128):
+            part = self.times(x[:, start, None], w[start])
+            for k in range(start + 1, min(start + 128, len(w))):
+                part = part + self.times(x[:, k, None], w[k])
+            total = part if total is None else total + part
+        return total
+
+    def times(self, x, w):
+        product = x * w
+        self.overflown |= bool((np.isinf(product) & np.isfinite(x) & np.isfinite(w)).any())
+        return product
+
+    def dots(self, rows, x):
+        products = self.times(rows, x)
+        if len(x) % 8:
+            return in_sequence(products.T)
+        lanes = in_sequence(products.reshape(len(rows), -1, 8).swapaxes(0, 1))
+        lanes = lanes[:, :4] + lanes[:, 4:]
+        return (lanes[:, 0] + lanes[:, 1]) + (lanes[:, 2] + lanes[:, 3])
+
+    def sums(self, rows):
+        m, n = rows.shape
+        total = np.zeros(m, F32)
+        for lane in range(n // 8 * 8, n):
+            total = total + rows[:, lane]
+        vectors = rows[:, : n // 8 * 8].reshape(m, n // 8, 8).swapaxes(0, 1)
+        if not len(vectors):
+            return total
+        turns = len(vectors) // 4
+        groups = [in_sequence(vectors[g : turns * 4 : 4]) for g in range(4)] if turns else [np.zeros((m, 8), F32)]
+        first = groups[0]
+        for vector in [*vectors[turns * 4 :], *groups[1:]]:
+            first = first + vector
+        for lane in range(8):
+            total = total + first[:, lane]
+        return total
+
+
+def in_sequence(terms: np.ndarray) -> np.ndarray:
+    """Sum over the first axis, one after the other."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

@@ -87,7 +87,9 @@ def round_8_exponent_bits(x: Array, mantissa: int) -> Array:
     drop = 23 - mantissa
     if drop == 0:
         return x
-    rounded = (body + u32((1 << (drop - 1)) - 1) + ((body >> drop) & 1)) & u32(0xFFFFFFFF << drop)
+    # Without a mantissa there is nothing odd about what is kept.
+    odd = (body >> drop) & 1 if mantissa else u32(0)
+    rounded = (body + u32((1 << (drop - 1)) - 1) + odd) & u32(0xFFFFFFFF << drop)
     # Only a NaN can carry out of the exponent: it becomes infinity.
     rounded = xp.where(rounded >= u32(SIGN), u32(INFINITY), rounded)
     return from_bits(rounded | (bits & u32(SIGN)))

@@ -245,8 +245,7 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
     _control("C_SET_STRIDE_REG", 0x2D, (_gp("S", RD),), "STRIDE = gpS"),
     _control("C_SET_V_MASK_REG", 0x2E, (_gp("S", RD),), "V_MASK = gpS"),
     _control("C_LOOP_START", 0x2F, (_gp("L", RD), _IMM22), "gpL = imm; the body runs until gpL has counted down"),
-    _control("C_LOOP_END", 0x30, (_gp("L", RD),),
-             "gpL -= 1 and back to the body while gpL > 1"),
+    _control("C_LOOP_END", 0x30, (_gp("L", RD),), "gpL -= 1 and back to the body while gpL > 1"),
     _control("C_BREAK", 0x34, (), "drop the innermost loop; continue with the next instruction"),
 )  # fmt: skip
 

@@ -209,22 +209,30 @@ class _Sweep:
         subnormal: jax.Array,
     ) -> tuple[Cursor, jax.Array, jax.Array, jax.Array]:
         s = self.step(cursor)
-        new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, cursor)
+        new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, cursor, subnormal)
         vram, cells = self.put_rows(Stage.WIDE, s, new, vram, cells)
         return self.next(cursor, s), vram, cells, subnormal | any_lane(has_subnormal(new))
 
     def switch(
-        self, stage: Stage, vram: jax.Array, cells: jax.Array, m_accum: jax.Array, hbm: jax.Array, cursor: Cursor
+        self,
+        stage: Stage,
+        vram: jax.Array,
+        cells: jax.Array,
+        m_accum: jax.Array,
+        hbm: jax.Array,
+        cursor: Cursor,
+        subnormal: jax.Array | bool = True,
     ) -> Any:
         """What the function of the record at the cursor returns."""
 
-        # A branch reads the record itself: each scalar passed to it would be a kernel of its own.
-        def run(v: jax.Array, c: jax.Array, m: jax.Array, h: jax.Array, t: jax.Array, at: Cursor, f: Any) -> Any:
-            return f(View(self.config, v, c, h, m), step(t, at[0], at[1]))
+        # A branch reads the record itself: each scalar computed for it would be a kernel of its own.
+        def run(view: View, trace: jax.Array, cursor: Cursor, function: Callable[..., Any]) -> Any:
+            return function(view, step(trace, cursor[0], cursor[1]))
 
-        runs = [partial(run, f=branch.function) for branch in branches(stage)]
+        runs = [partial(run, function=branch.function) for branch in branches(stage)]
         branch = field(self.trace, cursor[0], Record.BRANCH)
-        return lax.switch(branch, runs, vram, cells, m_accum, hbm, self.trace, cursor)
+        view = View(self.config, vram, cells, hbm, m_accum, subnormal)
+        return lax.switch(branch, runs, view, self.trace, cursor)
 
     def put_rows(
         self, stage: Stage, s: Step, new: jax.Array, vram: jax.Array, cells: jax.Array

@@ -6,14 +6,14 @@ adds in four interleaved groups of eight lanes. They are written as plain elemen
 reorder a ``dot`` or a ``reduce``.
 
 XLA:CPU treats subnormal numbers as zero. A sum whose terms are scaled by a power of two rounds the same and stays out
-of that range, so every sum is taken of lifted operands; where lifting overflows, terms are so large that subnormal ones
-cannot count, and the plain sum is taken. Derivatives are those of the plain products and sums.
+of that range, so every sum is taken of lifted terms; where those are too large for that, subnormal ones do not count,
+and the plain sum is taken. Derivatives are those of the plain products and sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from jax import lax
 from plena_jax import arithmetic
 from plena_jax.arithmetic import lift, lower
 from plena_jax.bits import INFINITY, MAGNITUDE, from_bits, i32, is_nan, magnitude, to_bits, u32
+from plena_jax.machine.batching import any_lane
 
 #: k steps that the reference's matrix product adds up before it starts a new partial sum.
 K_BLOCK = 128
@@ -36,8 +37,6 @@ _MATERIALISE_BYTES = 1 << 18
 #: second, products below half the smallest subnormal number are all that is lost; the hardware model drops them too.
 LIFT = 88
 LIFT_BOTH = 44
-#: Exponent up to which lifted terms may be summed: what is left of float32's range allows for 2**17 of them.
-_ROOM = 110
 
 Plain = Callable[..., jax.Array]
 
@@ -68,71 +67,71 @@ def is_finite(a: jax.Array) -> jax.Array:
 @_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """``a + x @ w`` for float32 [m, n], [m, k], [k, n], added along k."""
-    x, w, large = _lifted_operands(x, w)
-    return _add_lifted(a, matmul(x, w), large)
+    return _add(a, matmul(x, w, _lifted_product), matmul(x, w))
 
 
 @_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate_lifted(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Like :func:`accumulate` in half the time, if ``w`` has no subnormals and no result is infinite or NaN.
+    """Like :func:`accumulate` in a third of the time, if ``w`` has no subnormals and no result is infinite or NaN.
 
     If a true result is too large for this, the result is infinite or NaN, and stays so when more is accumulated.
     """
     return lower(lift(a, LIFT) + matmul(lift(x, LIFT), w), LIFT)
 
 
-def _lifted_operands(x: jax.Array, w: jax.Array, k_axis: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Both operands of a product lifted, or as they are if that might overflow; and which of the two.
+def accumulate_quickly(a: jax.Array, x: jax.Array, w: jax.Array, subnormal: jax.Array | bool) -> jax.Array:
+    """The result of :func:`accumulate`, for large operands: in fast arithmetic, and again only if that will not do.
 
-    x is [m, k]; w is [k, n] or, with ``k_axis`` 1, [n, k].
+    ``subnormal`` says whether ``w`` may have subnormals.
     """
-    # Of each k the largest product.
-    most = _largest(_exponent(x), 0) + _largest(_exponent(w), 1 - k_axis)
-    large = _largest(most, 0) >= 2 * 127 + _ROOM - 2 * LIFT_BOTH
-    safely = lambda a: jnp.where(large, a, lift(a, LIFT_BOTH))
-    return *lax.optimization_barrier((safely(x), safely(w))), large
+    fast = accumulate_lifted(a, x, w)
+    good = ~any_lane(jnp.any(~is_finite(fast)) | subnormal)
+    return lax.cond(good, lambda fast, *operands: fast, lambda fast, *operands: accumulate(*operands), fast, a, x, w)
 
 
-def _exponent(a: jax.Array) -> jax.Array:
-    """int32: exponent fields."""
-    return i32(magnitude(a) >> 23)
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    return x * w
 
 
-def _add_lifted(a: jax.Array, total: jax.Array, large: jax.Array) -> jax.Array:
-    """``a + total``, where total is lifted unless ``large``."""
-    # If a itself is too large to be lifted, total cannot be so small that a subnormal part of it counts.
-    lifted = lift(a, LIFT) + total
-    plain = a + jnp.where(large, total, lower(total, LIFT))
-    return jnp.where(large | ~is_finite(lifted), arithmetic.propagate_nan(plain, a, total), lower(lifted, LIFT))
+def _lifted_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """``x * w * 2**LIFT``: infinite or NaN if that is too large, but not only because one operand is."""
+    zero = (magnitude(x) == 0) | (magnitude(w) == 0)
+    return jnp.where(zero, x * w, lift(x, LIFT_BOTH) * lift(w, LIFT_BOTH))
 
 
-@jax.jit
-def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """``x @ w``, in plain arithmetic: one product after the other along k, in blocks of 128."""
+def _add(a: jax.Array, lifted: jax.Array, plain: jax.Array) -> jax.Array:
+    """``a`` plus a sum that was taken twice: where lifting is too much for it, it has no room for subnormal numbers."""
+    lifted = lift(a, LIFT) + lifted
+    return jnp.where(is_finite(lifted), lower(lifted, LIFT), arithmetic.propagate_nan(a + plain, a, plain))
+
+
+@partial(jax.jit, static_argnums=2)
+def matmul(x: jax.Array, w: jax.Array, product: Plain = _product) -> jax.Array:
+    """``x @ w`` in plain arithmetic: one product after the other along k, in blocks of 128."""
     k = len(w)
     if k <= K_BLOCK:
-        return _block_matmul(x, w)
+        return _block_matmul(x, w, product)
 
     def block(start: Any, size: int) -> jax.Array:
         part = lambda a, axis: lax.dynamic_slice_in_dim(a, start, size, axis)
-        return _block_matmul(part(x, 1), part(w, 0))
+        return _block_matmul(part(x, 1), part(w, 0), product)
 
     whole, rest = divmod(k, K_BLOCK)
     total = lax.fori_loop(1, whole, lambda i, t: t + block(i * K_BLOCK, K_BLOCK), block(0, K_BLOCK))
     return total + block(whole * K_BLOCK, rest) if rest else total
 
 
-def _block_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+def _block_matmul(x: jax.Array, w: jax.Array, product: Plain) -> jax.Array:
     if 4 * x.shape[0] * w.size <= _MATERIALISE_BYTES:
         shape = len(w), x.shape[0], w.shape[1]
-        products = lax.broadcast_in_dim(x, shape, (1, 0)) * lax.broadcast_in_dim(w, shape, (0, 2))
+        products = product(lax.broadcast_in_dim(x, shape, (1, 0)), lax.broadcast_in_dim(w, shape, (0, 2)))
         products = lax.optimization_barrier(products)
         # Slices keep their axis: reshapes between them would keep two of XLA's passes undoing each other's work.
         total = products[:1]
         for k in range(1, len(w)):
             total = total + products[k : k + 1]
         return total[0]
-    term = lambda k: x[:, k, None] * w[k]
+    term = lambda k: product(x[:, k, None], w[k][None])
     return lax.fori_loop(1, len(w), lambda k, total: total + term(k), term(0))
 
 
@@ -145,13 +144,12 @@ def accumulate_dots(a: jax.Array, x: jax.Array, rows: jax.Array) -> jax.Array:
 
     A k that is not a multiple of 8 adds one by one.
     """
-    lifted, rows, large = _lifted_operands(x[None], rows, 1)
-    return _add_lifted(a, _dot_lanes(lifted[0], rows), large)
+    return _add(a, _dot_lanes(x, rows, _lifted_product), _dot_lanes(x, rows, _product))
 
 
-@jax.jit
-def _dot_lanes(x: jax.Array, rows: jax.Array) -> jax.Array:
-    products = lax.optimization_barrier(x * rows)
+@partial(jax.jit, static_argnums=2)
+def _dot_lanes(x: jax.Array, rows: jax.Array, product: Plain) -> jax.Array:
+    products = lax.optimization_barrier(product(x[None], rows))
     n, k = rows.shape
     if k % LANES:
         return _sequential(products.T)
@@ -177,9 +175,8 @@ def _sequential(terms: jax.Array) -> jax.Array:
 @_differentiable(lambda rows: rows.sum(axis=-1))
 def row_sum(rows: jax.Array) -> jax.Array:
     """float32 [m] sums over the last axis of [m, n]."""
-    large = _largest(_exponent(rows).reshape(-1), 0) >= 127 + _ROOM - LIFT
-    total = _row_sum(jnp.where(large, rows, lift(rows, LIFT)))
-    return jnp.where(large, total, lower(total, LIFT))
+    lifted = _row_sum(lift(rows, LIFT))
+    return jnp.where(is_finite(lifted), lower(lifted, LIFT), _row_sum(rows))
 
 
 @jax.jit

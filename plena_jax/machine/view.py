@@ -27,6 +27,11 @@ def block_of(
     return lax.dynamic_slice(memory, start, sizes, allow_negative_indices=False)
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["vram", "cells", "hbm", "m_accum", "subnormal"],
+    meta_fields=["config"],
+)
 @dataclass(frozen=True)
 class View:
     """Read access to the memories of a running machine.
@@ -37,6 +42,7 @@ class View:
         cells: float32 [rows, VLEN], see :class:`~plena_jax.machine.layout.Layout`.
         hbm: uint8 [bytes].
         m_accum: float32 [BLEN, BLEN].
+        subnormal: bool [], whether matrix SRAM may hold subnormal numbers.
     """
 
     config: MachineConfig
@@ -44,6 +50,7 @@ class View:
     cells: jax.Array
     hbm: jax.Array
     m_accum: jax.Array
+    subnormal: jax.Array | bool = True
 
     @cached_property
     def layout(self) -> Layout:

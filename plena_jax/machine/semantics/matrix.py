@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,7 +13,7 @@ from plena_jax.bits import u32
 from plena_jax.config import MachineConfig
 from plena_jax.machine.record import Step
 from plena_jax.machine.semantics.registry import Accumulator, Stage, semantic
-from plena_jax.machine.sums import accumulate, accumulate_dots
+from plena_jax.machine.sums import accumulate, accumulate_dots, accumulate_quickly
 from plena_jax.machine.view import View
 
 
@@ -121,28 +123,36 @@ def _add_scaled(view: View, old: jax.Array, product: jax.Array) -> jax.Array:
 
 def _add_product(view: View, step: Step, x: jax.Array, w: jax.Array, row: jax.Array | int) -> jax.Array:
     old = fresh(step, view.block(row, x.shape[0]))
-    return _add_scaled(view, old, accumulate(jnp.zeros_like(old), x, w))
+    return _add_scaled(view, old, accumulate_quickly(jnp.zeros_like(old), x, w, view.subnormal))
 
 
-@semantic("M_BMM", stage=Stage.WIDE, parts=_batched_parts, region="hm_accum", adds_to=Accumulator.HM)
+_HEADS: dict[str, Any] = {
+    "stage": Stage.WIDE,
+    "parts": _batched_parts,
+    "region": "hm_accum",
+    "adds_to": Accumulator.HM,
+}
+
+
+@semantic("M_BMM", **_HEADS)
+@semantic("M_BTMM", argument=lambda fields: 1, **_HEADS)
 def m_bmm(view: View, step: Step) -> jax.Array:
-    """hm_accum[j] += bmm_scale * interleaved head j of MLEN rows @ HLEN rows of a tile."""
+    """hm_accum[j] += bmm_scale * head j of MLEN rows @ HLEN rows of a tile, or HLEN columns of it transposed.
+
+    Heads are contiguous lanes where the tile is transposed, interleaved where it is not.
+    """
     config, rows = view.config, wide_rows(view.config)
     if not config.heads_match:
         return jnp.zeros((rows, config.vlen), jnp.float32)  # never executed: the instruction faults
     head, row = _head_rows(step, config)
-    x = _interleaved(view.rows(step.rs2 + row, rows), head, config)
-    w = view.block(step.rs1 + step.rs1_lane, config.hlen)
-    return _add_product(view, step, x, w, view.layout.hm_accum + step.part * rows)
-
-
-@semantic("M_BTMM", stage=Stage.WIDE, parts=_batched_parts, region="hm_accum", adds_to=Accumulator.HM)
-def m_btmm(view: View, step: Step) -> jax.Array:
-    """hm_accum[j] += bmm_scale * head j of MLEN rows @ transposed HLEN columns of a tile."""
-    config, rows = view.config, wide_rows(view.config)
-    head, row = _head_rows(step, config)
-    x = view.rows(step.rs2 + row, rows, head * config.hlen, config.hlen)
-    w = view.block(step.rs1, config.mlen, step.rs1_lane, config.hlen).T
+    transposed = step.argument == 1
+    lanes = view.rows(step.rs2 + row, rows)
+    contiguous = lax.dynamic_slice_in_dim(lanes, head * config.hlen, config.hlen, 1, allow_negative_indices=False)
+    x = jnp.where(transposed, contiguous, _interleaved(lanes, head, config))
+    # The offset of a head in the tile counts columns, or rows.
+    tile_columns = view.block(step.rs1, config.mlen, jnp.where(transposed, step.rs1_lane, 0), config.hlen).T
+    tile_rows = view.block(step.rs1 + jnp.where(transposed, 0, step.rs1_lane), config.hlen)
+    w = jnp.where(transposed, tile_columns, tile_rows)
     return _add_product(view, step, x, w, view.layout.hm_accum + step.part * rows)
 
 
