@@ -154,8 +154,10 @@ def sqrt(a: jax.Array) -> jax.Array:
 
 def clamp_exponent(a: jax.Array) -> jax.Array:
     """``a`` clamped to -88 .. 88; NaN stays."""
-    limit = np.float32(88)
-    return jnp.where(a > limit, limit, jnp.where(a < -limit, -limit, a))
+    # On bit patterns, because comparisons of floats followed by a choice become a maximum that drops subnormals.
+    limit, body = _bits_of(88.0), magnitude(a)
+    outside = (body > limit) & (body <= u32(INFINITY))
+    return jnp.where(outside, from_bits(limit | (to_bits(a) & u32(SIGN))), a)
 
 
 @_differentiable(jnp.exp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,7 +10,17 @@ if TYPE_CHECKING:
 
 
 class PlenaError(Exception):
-    """Root of all errors of plena_jax."""
+    """Root of all errors of plena_jax. They can be pickled: worker processes hand them on."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[PlenaError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PlenaError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigError(PlenaError, ValueError):
@@ -30,7 +41,9 @@ class AssemblyError(PlenaError, ValueError):
 
     def __init__(self, message: str, *, line: int, column: int, text: str = "", source: str = "<assembly>") -> None:
         self.message, self.line, self.column, self.text, self.source = message, line, column, text, source
-        shown = f"\n    {text}\n    {' ' * (column - 1)}^" if text else ""
+        # Under a tab stands a tab.
+        indent = re.sub(r"[^\t]", " ", text[: column - 1])
+        shown = f"\n    {text}\n    {indent}^" if text else ""
         super().__init__(f"{source}:{line}:{column}: {message}{shown}")
 
 

@@ -1,4 +1,4 @@
-"""Random valid programs: every datapath instruction, masks, strides, nested loops, heavy reuse of rows and registers."""
+"""Random valid programs: every datapath instruction, masks, strides, nested loops, rows and registers reused."""
 
 from __future__ import annotations
 
@@ -103,9 +103,7 @@ class _Writer:
         self.emit(f"{name} {self.row('gp1')}, {self.row('gp2')}, {self.mask()}")
 
     def shift(self) -> None:
-        self.emit(
-            f"V_SHFT_V {self.row('gp1')}, {self.row('gp2')}, {self.set('gp3', self.pick(self.config.vlen + 2))}"
-        )
+        self.emit(f"V_SHFT_V {self.row('gp1')}, {self.row('gp2')}, {self.set('gp3', self.pick(self.config.vlen + 2))}")
 
     def reduce(self) -> None:
         name = self.random.choice(["V_RED_SUM", "V_RED_MAX"])
@@ -172,11 +170,13 @@ class _Writer:
         self.depth -= 1
 
     def some(self, count: int) -> None:
+        often = [self.vector, self.reduce, self.transfer, self.loop]
         families = [
-            self.matmul, self.batched, self.vector_products, self.vector, self.vector, self.vector_scalar, self.vector_one,
-            self.shift, self.reduce, self.reduce, self.scalar, self.scalar_one, self.fp_sram, self.map_fp, self.int_sram,
-            self.top, self.registers, self.transfer, self.transfer, self.loop, self.loop,
-        ]  # fmt: skip
+            *often,
+            *often,
+            *(self.matmul, self.batched, self.vector_products, self.vector_scalar, self.vector_one, self.shift),
+            *(self.scalar, self.scalar_one, self.fp_sram, self.map_fp, self.int_sram, self.top, self.registers),
+        ]
         for _ in range(count):
             families[self.random.integers(0, len(families))]()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from plena_jax.assembler import assemble
 from plena_jax.cli.console import add_command
+from plena_jax.errors import ProgramError
 from plena_jax.files import refuse_to_overwrite, write_atomically
 from plena_jax.program import Program
 
@@ -28,9 +29,11 @@ def add(commands: Any) -> None:
 
 
 def _read(source: str) -> tuple[str, str]:
-    if source == "-":
-        return sys.stdin.read(), "<stdin>"
-    return Path(source).read_text(encoding="utf-8"), source
+    data, name = (sys.stdin.buffer.read(), "<stdin>") if source == "-" else (Path(source).read_bytes(), source)
+    try:
+        return data.decode("utf-8-sig"), name
+    except UnicodeDecodeError as error:
+        raise ProgramError(f"{name}: not text: {error}") from None
 
 
 def _asm(options: argparse.Namespace) -> int:

@@ -91,6 +91,11 @@ def _name(entry: Instruction, field: Field, word: int) -> str:
     return f"{operand.kind.value}{number}" if operand is not None else ""
 
 
+def _operand_name(operand: Operand, entry: Instruction, word: int) -> str:
+    added = {Field.IMM18: " + imm", Field.RD: f" + gp{word >> Field.RD.shift & Field.RD.limit}", None: ""}
+    return _name(entry, operand.field, word) + added[operand.plus]
+
+
 def _address(code: Fault, entry: Instruction, word: int, state: MachineState, config: MachineConfig) -> _Why:
     """Which operand's address is wrong, in the order in which the machine looks."""
     for field in (Field.RD, Field.RS1, Field.RS2):
@@ -100,19 +105,21 @@ def _address(code: Fault, entry: Instruction, word: int, state: MachineState, co
         value = _value(operand, word, state)
         address, size = operand.address, operand.address.block(config)
         block, offset = divmod(value, size)
-        name = (
-            _name(entry, field, word)
-            + {Field.IMM18: " + imm", Field.RD: f" + gp{word >> 6 & 15}", None: ""}[operand.plus]
-        )
+        name = _operand_name(operand, entry, word)
         if offset % address.unit(config) or offset >= address.limit(config):
             return _Why(f"misaligned {address.space.value} address", name, value, _alignment(operand, config))
         count = address.count(config, word >> Field.RS3.shift & Field.RS3.limit)
         if block + count > address.capacity(config):
             return _Why(f"{address.space.value} address out of range", name, value, _range(operand, count, config))
-    # Only M_MM_WO has addresses that depend on more than one operand.
-    stride = int(np.asarray(state.gp)[word >> Field.RS1.shift & Field.RS1.limit])
-    rule = "a strided row is misaligned" if code is Fault.MISALIGNED else "a strided row is out of range of VRAM"
-    return _Why(rule, _name(entry, Field.RS1, word), stride, f"{config.vector_sram_size} rows (VECTOR_SRAM_SIZE)")
+    # Only M_MM_WO has addresses that depend on more than one operand; without a stride register it is the first.
+    strided = word >> Field.RS1.shift & Field.RS1.limit
+    field = Field.RS1 if strided else Field.RD
+    operand = entry.operand(field)
+    assert operand is not None
+    what = "strided row" if strided else f"row of {config.blen}"
+    rule = f"a {what} is misaligned" if code is Fault.MISALIGNED else f"a {what} is out of range of VRAM"
+    limit = f"{config.vector_sram_size} rows (VECTOR_SRAM_SIZE)"
+    return _Why(rule, _operand_name(operand, entry, word), _value(operand, word, state), limit)
 
 
 def _value(operand: Operand, word: int, state: MachineState) -> int:

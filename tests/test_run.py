@@ -1,0 +1,149 @@
+"""What callers of ``run`` rely on: growth, donation, progress, arguments, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import plena_jax as pj
+from plena_jax import Fault, MachineConfig, MachineState
+from tests.random_programs import random_program
+from tests.states import differences
+
+ENGINES = ["architectural", "resolved"]
+
+
+@pytest.fixture(scope="module")
+def large(small: MachineConfig) -> MachineConfig:
+    return dataclasses.replace(small, vector_sram_size=1 << 19, hbm_size=1 << 33)
+
+
+def test_defaults_are_a_machine_at_reset() -> None:
+    final = pj.run(pj.assemble("S_ADDI_INT gp1, gp0, 42"))
+    assert int(final.gp[1]) == 42
+    assert final.vram.shape == (1 << 20 >> 6, 64)
+
+
+def test_programs_are_accepted_as_words(small: MachineConfig) -> None:
+    program = pj.assemble("S_ADDI_INT gp1, gp0, 42")
+    for words in (program.words, program.words.tolist(), jax.numpy.asarray(program.words)):
+        assert int(pj.run(words, config=small).gp[1]) == 42
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_vram_grows_on_demand(engine: str, large: MachineConfig) -> None:
+    state = MachineState.create(large, vram=np.arange(8, dtype=np.float32), vram_rows=16)
+    last = (1 << 19) - 1
+    text = f"S_LUI_INT gp1, {last * 8 >> 12}\nS_ADDI_INT gp1, gp1, {last * 8 & 4095}\nV_ADD_VV gp1, gp0, gp0"
+    final = pj.run(pj.assemble(text), state, large, engine=engine)
+    assert final.vram.shape[0] == 1 << 19
+    assert np.asarray(final.vram[last]).tolist() == (2 * np.arange(8)).tolist()
+    assert final.instructions == 3
+    assert state.vram.shape[0] == 16
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hbm_grows_with_stores_and_reads_zero_beyond(engine: str, large: MachineConfig) -> None:
+    state = MachineState.create(large, vram=np.ones(16, np.float32), hbm_bytes=64)
+    text = "S_LUI_INT gp1, 64\nC_SET_SCALE_REG gp1\nH_STORE_V gp0, gp1, a0, 0, 0\n"
+    text += "S_ADDI_INT gp2, gp0, 16\nH_PREFETCH_V gp2, gp1, a0, 0, 0\n"
+    text += "S_LUI_INT gp3, 500000\nH_PREFETCH_V gp0, gp3, a0, 0, 0"
+    final = pj.run(pj.assemble(text), state, large, engine=engine)
+    assert final.hbm.shape[0] >= (1 << 18) + 8
+    assert np.asarray(final.vram[2]).tolist() == [1.0] * 8
+    assert np.asarray(final.vram[0]).tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_more_hbm_than_a_state_can_hold_is_an_error(engine: str, large: MachineConfig) -> None:
+    text = "S_LUI_INT gp1, 524288\nH_STORE_V gp0, gp1, a0, 0, 0"
+    with pytest.raises(pj.EngineError, match="HBM"):
+        pj.run(pj.assemble(text), MachineState.create(large, hbm_bytes=64), large, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_inside_jit_nothing_grows(engine: str, large: MachineConfig) -> None:
+    state = MachineState.create(large, vram_rows=16)
+    program = pj.assemble("S_ADDI_INT gp1, gp0, 800\nV_ADD_VV gp1, gp0, gp0")
+    run = jax.jit(lambda s: pj.run(program, s, large))
+    final = run(state)
+    assert (final.fault, int(final.pc)) == (Fault.VRAM_UNALLOCATED, 1)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_start_state_is_kept_unless_donated(engine: str, small: MachineConfig) -> None:
+    job = random_program(small, 2)
+    state = MachineState.from_images(small, job.images)
+    copy = jax.tree.map(lambda leaf: np.array(leaf), state)
+    final = pj.run(job.program, state, small, engine=engine)
+    assert differences(state, copy) == {}
+    assert differences(final, pj.run(job.program, state, small, engine=engine, donate=True)) == {}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_progress_counts_up_to_the_end(engine: str, small: MachineConfig) -> None:
+    program = pj.assemble("C_LOOP_START gp1, 9000\nV_ADD_VV gp0, gp0, gp0\nC_LOOP_END gp1")
+    seen: list[int] = []
+    final = pj.run(program, MachineState.create(small), small, engine=engine, progress=seen.append)
+    assert seen == sorted(seen)
+    assert len(seen) >= 2
+    assert abs(seen[-1] - final.instructions) <= 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_max_instructions_stops_with_limit(engine: str, small: MachineConfig) -> None:
+    program = pj.assemble("C_LOOP_START gp1, 100\nS_ADDI_INT gp2, gp2, 1\nC_LOOP_END gp1")
+    final = pj.run(program, MachineState.create(small), small, engine=engine, max_instructions=50)
+    assert (final.fault, final.instructions) == (Fault.LIMIT, 50)
+    assert len(final.loops.entries()) == 1
+    for wrong in (-1, 2**31):
+        with pytest.raises(pj.EngineError, match="max_instructions"):
+            pj.run(program, MachineState.create(small), small, max_instructions=wrong)
+
+
+def test_a_state_of_another_machine_is_refused(small: MachineConfig) -> None:
+    with pytest.raises(pj.EngineError, match="another machine"):
+        pj.run(pj.assemble("S_ADDI_INT gp1, gp0, 1"), MachineState.create(MachineConfig()), small)
+
+
+def test_an_unknown_engine_is_refused(small: MachineConfig) -> None:
+    with pytest.raises(pj.EngineError, match="allowed: 'auto', 'architectural', 'resolved'"):
+        pj.run(pj.assemble("S_ADDI_INT gp1, gp0, 1"), config=small, engine="fused")  # type: ignore[arg-type]
+
+
+def test_an_empty_program_is_done(small: MachineConfig) -> None:
+    for engine in ENGINES:
+        final = pj.run(pj.assemble("; nothing"), MachineState.create(small), small, engine=engine)
+        assert (final.fault, final.instructions) == (Fault.OK, 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_fault_far_into_a_long_run_leaves_what_came_before(engine: str, small: MachineConfig) -> None:
+    """The integer machine is thousands of instructions ahead when the fault is found."""
+    text = "C_LOOP_START gp1, 20000\nV_ADD_VF gp0, gp0, f1\nC_LOOP_END gp1\nS_ADDI_INT gp2, gp0, 4\nV_EXP_V gp2, gp0\n"
+    text += "C_LOOP_START gp1, 5\nV_ADD_VF gp0, gp0, f1\nC_LOOP_END gp1"
+    start = MachineState.create(small)
+    start = start.replace(f=start.f.at[1].set(1.0))
+    with pytest.raises(pj.MachineFault) as caught:
+        pj.run(pj.assemble(text), start, small, engine=engine)
+    fault = caught.value
+    assert (fault.code, fault.pc, fault.operand, fault.value) == (Fault.MISALIGNED, 4, "gp2", 4)
+    assert fault.instruction == "V_EXP_V gp2, gp0"
+    assert "a multiple of 8" in str(fault)
+    assert fault.state is not None
+    assert fault.state.instructions == 40002
+    # 1.0 is added until BF16 has no room for it.
+    assert np.asarray(fault.state.vram[0]).tolist() == [256.0] * 8
+    assert int(fault.state.gp[1]) == 0
+
+
+def test_prepare_says_which_engine(small: MachineConfig) -> None:
+    job = random_program(small, 9)
+    state = MachineState.from_images(small, job.images)
+    before = jax.tree.map(lambda leaf: np.array(leaf), state)
+    assert pj.prepare(job.program, state, small).name == "resolved"
+    assert pj.prepare(job.program, state, small, engine="architectural").name == "architectural"
+    assert differences(state, before) == {}
