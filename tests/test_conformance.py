@@ -1,0 +1,169 @@
+"""Recorded runs of the Rust emulator: every word of every memory, on both engines; and the comparison itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plena_jax import EngineError, ImageError, Images, engine_for
+from plena_jax.conformance import Case, Comparison, verify
+
+HERE = sorted(Path(__file__).with_name("cases").glob("*.npz"))
+ENGINES = ["architectural", "resolved"]
+FAULTS = {
+    "aten_flash_attention_mha_unrolled": (1585, "M_MM 0, gp4, gp3", "gp4", 4),
+    "direct_bmm": (270, "M_MM 0, gp2, gp1", "gp2", 4),
+    "direct_ffn_intermediate": (41, "M_MM 0, gp2, gp3", "gp2", 4),
+    "direct_flashattn_prefill": (145, "M_MM 0, gp2, gp1", "gp2", 4),
+    "misc_flash_attention_gqa_fused": (145, "M_MM 0, gp2, gp1", "gp2", 4),
+    "models_ffn": (48, "M_MM 0, gp2, gp3", "gp2", 4),
+}
+
+
+def check(path: Path, engine: str) -> None:
+    case = Case.load(path)
+    for one in verify(case, engine):  # type: ignore[arg-type]
+        assert one.equal, one
+        if not case.recorded:
+            pc, instruction, operand, value = FAULTS[case.name]
+            what = f"pc {pc}: {instruction}: misaligned MRAM address (operand {operand} = {value})"
+            assert one.message.startswith(what)
+            assert "multiple of BLEN * MLEN" in one.message
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("path", HERE, ids=lambda path: path.stem)
+def test_cases_that_come_along(path: Path, engine: str) -> None:
+    check(path, engine)
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_programs_that_must_stop(name: str, conformance: Path) -> None:
+    for engine in ENGINES:
+        check(conformance / "faults" / f"{name}.npz", engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(40))
+def test_random_programs(number: int, conformance: Path) -> None:
+    path = conformance / "fuzz" / f"fuzz_{number:04d}.npz"
+    check(path, "architectural")
+    case = Case.load(path)
+    if engine_for(case.program, case.state(), case.config).name == "resolved":
+        check(path, "resolved")
+
+
+@pytest.mark.slow
+def test_compiled_programs(conformance: Path) -> None:
+    paths = sorted((conformance / "programs").glob("*.npz"))
+    assert len(paths) >= 120
+    for path in paths:
+        check(path, "auto")
+
+
+@pytest.mark.slow
+def test_compiled_programs_on_the_architectural_engine(conformance: Path) -> None:
+    for path in sorted((conformance / "programs").glob("*.npz")):
+        check(path, "architectural")
+
+
+def test_latency_of_programs_without_transfers(conformance: Path) -> None:
+    from plena_jax import run
+
+    checked = 0
+    for name in ("micro_int_ctrl", "micro_vector_masks", "moe_router_gemm", "moe_topk", "gptoss_attn_qk_head_norm"):
+        case = Case.load(conformance / "programs" / f"{name}.npz")
+        transfers = any(text.startswith("H_") for text in case.program.disassemble())
+        if case.latency_ns is not None and not transfers:
+            assert run(case.program, case.state(), case.config).latency_cycles == case.latency_ns
+            checked += 1
+    assert checked >= 2
+
+
+# -- the comparison ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return Case.load(Path(__file__).with_name("cases") / "direct_gelu.npz")
+
+
+def changed(case: Case, key: str, index: int, word: int) -> Case:
+    memory = case.recorded[key].copy()
+    memory[index] = word
+    return dataclasses.replace(case, recorded=case.recorded | {key: memory})
+
+
+def test_one_changed_word_is_found(case: Case) -> None:
+    for key, memory in (("out_vram", "VRAM"), ("out_fp_sram", "FP SRAM"), ("out_int_sram", "INT SRAM")):
+        word = int(case.recorded[key][3]) ^ 1
+        found = [one for one in verify(changed(case, key, 3, word)) if not one.equal]
+        assert [(one.memory, one.differing, one.max_ulp) for one in found] == [(memory, 1, 1)]
+
+
+def test_a_zero_output_is_found(case: Case) -> None:
+    silent = dataclasses.replace(case, images=Images())
+    assert any(not one.within_sum_order for one in verify(silent))
+
+
+def test_a_case_that_should_fault_but_does_not(case: Case) -> None:
+    (one,) = verify(dataclasses.replace(case, recorded={}))
+    assert not one.equal
+    assert "where it had to stop" in one.message
+
+
+def test_a_case_that_faults_but_should_not(case: Case) -> None:
+    stopped = Case.load(Path(__file__).with_name("cases") / "direct_flashattn_prefill.npz")
+    (one,) = verify(dataclasses.replace(stopped, recorded=case.recorded))
+    assert not one.equal
+    assert one.message.startswith("pc 145")
+
+
+def test_what_the_order_of_sums_may_explain() -> None:
+    good = Comparison("c", "resolved", "VRAM", 1000, 4, 1, 1e-3)
+    assert good.within_sum_order
+    assert not dataclasses.replace(good, differing=5).within_sum_order
+    assert not dataclasses.replace(good, relative_l2=1.1e-3).within_sum_order
+    assert not dataclasses.replace(good, relative_l2=float("nan")).within_sum_order
+    assert not dataclasses.replace(good, memory="fault").within_sum_order
+
+
+def test_distances_in_units_in_the_last_place(case: Case) -> None:
+    value = int(case.recorded["out_vram"][500])
+    # Across zero, the distance is that over both zeros; NaN is as far as can be.
+    for word, distance in ((value ^ 0x8000, 2 * (value & 0x7FFF)), (0x7FC0, 0xFFFF)):
+        found = [one for one in verify(changed(case, "out_vram", 500, word)) if not one.equal]
+        assert [one.max_ulp for one in found] == [distance]
+
+
+def test_files_that_are_no_cases(tmp_path: Path, case: Case) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(b"not a zip file")
+    with pytest.raises(ImageError, match=r"not an \.npz file"):
+        Case.load(path)
+    np.savez(path, program=np.zeros(3, np.uint32))
+    with pytest.raises(ImageError, match="'settings' is missing"):
+        Case.load(path)
+    settings = np.array(case.config.to_toml())
+    np.savez(
+        path,
+        settings=settings,
+        program=np.zeros(3, np.int64),
+        hbm=np.zeros(0, np.uint8),
+        fp_sram=np.zeros(0, np.float16),
+    )
+    with pytest.raises(ImageError, match=r"'program' holds int64 \(3,\); allowed: one-dimensional uint32"):
+        Case.load(path)
+    with pytest.raises(FileNotFoundError):
+        Case.load(tmp_path / "nothing.npz")
+
+
+def test_an_engine_that_cannot(case: Case) -> None:
+    from plena_jax import assemble
+
+    program = assemble("V_TOPK gp1, gp1, gp1, 0\nS_LD_INT gp2, gp0, 1")
+    with pytest.raises(EngineError):
+        verify(dataclasses.replace(case, program=program), "resolved")
