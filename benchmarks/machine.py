@@ -3,7 +3,7 @@
     python benchmarks/machine.py [CASE.npz] [--json]
 
 The program is the 64x576x576 tiled projection (about 100,000 instructions): a recorded case if one is given or found in
-../shared, else the one that ``plena demo`` generates. The baseline is ``tests/numpy_machine.py``, a plain NumPy
+../shared, else the one of ``plena demo``. The baseline is ``tests/numpy_machine.py``, a plain NumPy
 interpreter.
 """
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import plena_jax as pj  # noqa: E402
-from plena_jax.machine import resolved  # noqa: E402
+from plena_jax.machine import compiled, resolved  # noqa: E402
 from tests.numpy_machine import NumpyMachine  # noqa: E402
 
 CASE = ROOT.parent / "shared/conformance/bench/linear_64x576x576.npz"
@@ -52,9 +52,11 @@ def load(path: Path | None) -> dict[str, Any]:
     """A case as arrays: settings, program and images."""
     if path is not None:
         return dict(np.load(path))
-    from plena_jax.cli.demo import bench_case
+    from plena_jax.projection import random_projection
 
-    return bench_case()
+    job = random_projection(64, 576, 576, pj.MachineConfig())
+    hbm, fp_sram = np.frombuffer(job.images.hbm, np.uint8), np.zeros(0, np.float16)
+    return {"settings": job.config.to_toml(), "program": job.program.words, "hbm": hbm, "fp_sram": fp_sram}
 
 
 def state_of(case: dict[str, Any], config: pj.MachineConfig, **allocation: int) -> pj.MachineState:
@@ -68,6 +70,23 @@ def state_of(case: dict[str, Any], config: pj.MachineConfig, **allocation: int) 
     return pj.MachineState.from_images(config, images, **allocation)
 
 
+class CompileTime:
+    """Seconds that XLA spends compiling inside the block, however many threads it does so in."""
+
+    def __enter__(self) -> CompileTime:
+        self.seconds = 0.0
+        self.listener = lambda name, seconds, **_: self.add(name, seconds)
+        jax.monitoring.register_event_duration_secs_listener(self.listener)
+        return self
+
+    def add(self, name: str, seconds: float) -> None:
+        if "backend_compile" in name:
+            self.seconds += seconds
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self.listener)
+
+
 def engines(case: dict[str, Any], config: pj.MachineConfig) -> dict[str, float]:
     """Run times and compile times of both engines against the NumPy interpreter."""
     program, state = pj.Program.from_words(case["program"]), state_of(case, config)
@@ -76,14 +95,20 @@ def engines(case: dict[str, Any], config: pj.MachineConfig) -> dict[str, float]:
     results = {"NumPy interpreter (baseline)": numpy}
     second = pj.Program.from_words(np.append(case["program"], np.uint32(0x22)))
     for engine in ("resolved", "architectural"):
-        first, final = timed(lambda e=engine: pj.run(program, state, config, engine=e))
+        # Each engine as the first one of a process.
+        jax.clear_caches()
+        compiled._compilations.clear()
+        resolved._traces.clear()
+        with CompileTime() as compile_time:
+            first, final = timed(lambda e=engine: pj.run(program, state, config, engine=e))
         run = best_of(lambda e=engine: pj.run(program, state, config, engine=e))
         other = timed(lambda e=engine: pj.run(second, state, config, engine=e))[0]
         results |= {
             f"{engine}: run": run,
             f"{engine}: baseline / run": numpy / run,
             f"{engine}: instructions per second": final.instructions / run,
-            f"{engine}: first call less run (trace and compile)": first - run,
+            f"{engine}: first call less run (trace, lower, compile)": first - run,
+            f"{engine}: of that XLA compiling, summed over threads": compile_time.seconds,
             f"{engine}: first call of a second program": other,
         }
     resolved._traces.clear()

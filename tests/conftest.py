@@ -13,7 +13,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def small() -> MachineConfig:
-    """The machine of isa.md section 11: rows of 8 lanes, 4 tiles, 48 VRAM rows."""
+    """The machine of docs/machine.md section 11: rows of 8 lanes, 4 tiles, 48 VRAM rows."""
     return MachineConfig(
         mlen=8,
         vlen=8,

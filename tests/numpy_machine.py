@@ -38,7 +38,7 @@ def scalar_bf16(x: Any) -> np.float32:
 
 
 def decode_table(exponent: int, mantissa: int, sign: bool) -> np.ndarray:
-    """float32 value of every code of a float type (isa.md 5.1)."""
+    """float32 value of every code of a float type (docs/machine.md 5.1)."""
     table = []
     bias = 2 ** (exponent - 1) - 1
     for code in range(2 ** (exponent + mantissa + sign)):
@@ -56,7 +56,7 @@ def decode_table(exponent: int, mantissa: int, sign: bool) -> np.ndarray:
 
 
 def quarter_round(v: np.ndarray) -> np.ndarray:
-    """Truncate to quarters, then nearest even (isa.md 5.4, HW)."""
+    """Truncate to quarters, then nearest even (docs/machine.md 5.4, HW)."""
     quarters = np.floor(v.astype(np.float64) * 4).astype(np.int64)
     whole, rest = quarters >> 2, quarters & 3
     return whole + ((rest == 3) | ((rest == 2) & (whole & 1 == 1)))
@@ -70,7 +70,7 @@ def floor_log2(a: np.ndarray) -> np.ndarray:
 
 
 def mx_encode(row: np.ndarray, exponent: int, mantissa: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Element codes and scale bytes of one row (isa.md 5.4)."""
+    """Element codes and scale bytes of one row (docs/machine.md 5.4)."""
     x = row.reshape(-1, block)
     largest = np.max(np.where(np.isnan(x), 0, np.abs(x)), axis=1)
     e = np.where(np.isinf(largest), 127, np.clip(floor_log2(largest), -127, 127)).astype(np.int64)
@@ -566,30 +566,19 @@ class NumpyMachine:
 
 
 class OrderedNumpyMachine(NumpyMachine):
-    """The same with every float32 sum in the order of the hardware model (docs/numerics.md): equal to the last bit.
-
-    One thing is not determined: whether a product that overflows does so before it is added (inf - inf) or not. After
-    one has, ``overflown`` is True.
-    """
-
-    overflown = False
+    """The same with every float32 sum in the order of the hardware model (docs/numerics.md): equal to the last bit."""
 
     def matmul(self, x, w):
         total = None
         for start in range(0, len(w), 128):
-            part = self.times(x[:, start, None], w[start])
+            part = x[:, start, None] * w[start]
             for k in range(start + 1, min(start + 128, len(w))):
-                part = part + self.times(x[:, k, None], w[k])
+                part = part + x[:, k, None] * w[k]
             total = part if total is None else total + part
         return total
 
-    def times(self, x, w):
-        product = x * w
-        self.overflown |= bool((np.isinf(product) & np.isfinite(x) & np.isfinite(w)).any())
-        return product
-
     def dots(self, rows, x):
-        products = self.times(rows, x)
+        products = rows * x
         if len(x) % 8:
             return in_sequence(products.T)
         lanes = in_sequence(products.reshape(len(rows), -1, 8).swapaxes(0, 1))

@@ -32,7 +32,7 @@ def refused(line: str) -> AssemblyError:
 
 # -- worked words -----------------------------------------------------------------------------------------------------
 
-#: isa.md 3.4 and section 11, hexadecimal word and text.
+#: docs/machine.md 3.4 and section 11, hexadecimal word and text.
 PUBLISHED_RIGHT = """
 00010046 M_MM_WO gp1, gp0, 4
 0000C84E V_ADD_VF gp1, gp2, f3
@@ -121,7 +121,7 @@ def test_large_constants():
     assert words("S_LUI_INT gp1, 4194303\nS_ADDI_INT gp1, gp1, 4095") == [0xFFFFFC65, 0x03FFC462]
 
 
-# -- the published assembler, from its description in isa.md 3.3 and 3.4 ----------------------------------------------
+# -- the published assembler, from its description in docs/machine.md 3.3 and 3.4 -------------------------------------
 
 _FORMS = {
     "I18": "S_ADDI_INT M_MM_WO S_LD_FP S_ST_FP S_LD_INT S_ST_INT S_MAP_V_FP V_RED_MAX V_RECI_V V_EXP_V",

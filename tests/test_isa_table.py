@@ -1,4 +1,4 @@
-"""The instruction table against the opcode table of isa.md 3.2, written out a second time."""
+"""The instruction table against the opcode table of docs/machine.md 3.2, written out a second time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from plena_jax.isa import BY_MNEMONIC, BY_OPCODE, INSTRUCTIONS, TOPK_POLICIES, Field, Kind, Unit
 
-#: Lowest bit and width of each field (isa.md 3.1).
+#: Lowest bit and width of each field (docs/machine.md 3.1).
 BITS = {
     "rd": (6, 4),
     "rs1": (10, 4),
@@ -186,7 +186,7 @@ def test_only_the_stride_register_of_m_mm_wo_takes_a_number_too():
 
 
 def test_what_destination_f0_makes_a_no_op():
-    # isa.md 1.1: arithmetic and reductions; S_LD_FP does write f0.
+    # docs/machine.md 1.1: arithmetic and reductions; S_LD_FP does write f0.
     assert {i.mnemonic for i in INSTRUCTIONS if i.ignores_rd_0} == {
         *("V_RED_SUM", "V_RED_MAX"),
         *("S_ADD_FP", "S_SUB_FP", "S_MAX_FP", "S_MUL_FP", "S_EXP_FP", "S_RECI_FP", "S_SQRT_FP"),

@@ -1,8 +1,8 @@
 """Number formats as data: floats of any split, integers, MX blocks; encode, decode and round, bit-exact.
 
 Two families. "ieee" follows IEEE 754, OCP MX v1.0 and ml_dtypes. "plena" follows the hardware model, quirks included
-(isa.md section 5). All formats are pytrees of small integers and pass through ``jit`` and ``vmap``; with Python
-integers inside they are hashable. Rounding is straight-through for derivatives.
+(docs/machine.md section 5). All formats are pytrees of small integers and pass through ``jit`` and ``vmap``; with
+Python integers inside they are hashable. Rounding is straight-through for derivatives.
 """
 
 from plena_jax.formats.floats import FloatFormat as FloatFormat

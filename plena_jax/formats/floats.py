@@ -54,7 +54,7 @@ class FloatFormat:
         infinite: code that infinity encodes to.
         one_nan: 1 where the only NaN takes the place of negative zero ("fnuz").
         zero: 0 for exponent-only formats (E8M0), which have neither zero nor subnormals.
-        family: "ieee" (OCP, IEEE, ml_dtypes) or "plena" (the hardware model, isa.md section 5).
+        family: "ieee" (OCP, IEEE, ml_dtypes) or "plena" (the hardware model, docs/machine.md section 5).
     """
 
     exponent: int

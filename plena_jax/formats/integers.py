@@ -25,7 +25,7 @@ class IntFormat:
         fraction: implied fraction bits; OCP's MXINT8 element has 6.
         sign: 1 for two's complement, 0 for unsigned.
         family: "ieee" rounds to nearest even and saturates; "plena" does what the hardware model does: truncate toward
-            zero, saturate to 32 bits, keep the low ``width`` bits, and read them back unsigned (isa.md section 5.2).
+            zero, saturate to 32 bits, keep the low ``width`` bits, and read them back unsigned (docs/machine.md 5.2).
     """
 
     width: int

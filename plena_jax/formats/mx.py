@@ -47,7 +47,7 @@ class MXFormat:
         rule: how the shared exponent follows from the largest magnitude m of a block. With E the exponent of the
             element format's largest value: "floor" (OCP MX v1.0) ``floor(log2 m) - E``; "ceil" ``ceil(log2 m) - E``;
             "even" first rounds m to the element's mantissa; "rceil" ``ceil(log2(m / largest element))``; "plena" is the
-            hardware model's: ``floor(log2f(m + 1e-9))``, the element's exponent not subtracted (isa.md section 5.4).
+            hardware model's: ``floor(log2f(m + 1e-9))``, the element's exponent not subtracted (docs/machine.md 5.4).
     """
 
     element: FloatFormat | IntFormat

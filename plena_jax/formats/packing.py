@@ -1,4 +1,4 @@
-"""Codes to bytes and back: a little-endian bit stream, least significant bit first (isa.md section 5.2)."""
+"""Codes to bytes and back: a little-endian bit stream, least significant bit first (docs/machine.md section 5.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codec of the hardware model: the conversions of isa.md section 5, defects included.
+"""Codec of the hardware model: the conversions of docs/machine.md section 5, defects included.
 
 ``FloatFormat`` objects of the "plena" family hold the same fields as the others; only the rules below differ:
 subnormals below 8 exponent bits are worth half of what IEEE gives them, NaN keeps its mantissa, the plain encoder of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def decode(code: Array, fmt: FloatFormat) -> Array:
-    """float32 value of uint32 ``code``: plain decoding, isa.md section 5.1."""
+    """float32 value of uint32 ``code``: plain decoding, docs/machine.md section 5.1."""
     xp = array_module(code, *fmt.values)
     code, exponent, mantissa = u32(code), i32(fmt.exponent), i32(fmt.mantissa)
     width = u32(exponent + mantissa)
@@ -54,7 +54,7 @@ def decode(code: Array, fmt: FloatFormat) -> Array:
 
 
 def encode(x: Array, fmt: FloatFormat) -> Array:
-    """uint32 code of float32 ``x``: plain encoding, isa.md section 5.1, for any number of exponent bits up to 8."""
+    """uint32 code of float32 ``x``: plain encoding, docs/machine.md 5.1, for any number of exponent bits up to 8."""
     xp = array_module(x, *fmt.values)
     exponent, mantissa = i32(fmt.exponent), i32(fmt.mantissa)
     bits = to_bits(x)
@@ -96,7 +96,7 @@ def round_8_exponent_bits(x: Array, mantissa: int) -> Array:
 
 
 def round_scalar(x: Array) -> Array:
-    """Round to BF16 as the scalar unit does: nearest even, NaN made quiet (isa.md section 5.3)."""
+    """Round to BF16 as the scalar unit does: nearest even, NaN made quiet (docs/machine.md section 5.3)."""
     xp = array_module(x)
     quiet = from_bits((to_bits(x) & u32(0xFFFF0000)) | u32(0x00400000))
     return xp.where(is_nan(x), quiet, round_8_exponent_bits(x, 7))
@@ -125,14 +125,14 @@ def floor_log2(a: Array) -> Array:
 
 
 def _quarter_round(v: Array) -> Array:
-    """Truncate ``v >= 0`` to quarters, then round to the nearest integer, ties to even (isa.md section 5.4, HW)."""
+    """Truncate ``v >= 0`` to quarters, then round to the nearest integer, ties to even (docs/machine.md 5.4, HW)."""
     quarters = i32(array_module(v).floor(v * 4))
     whole, rest = quarters >> 2, quarters & 3
     return whole + ((rest == 3) | ((rest == 2) & (whole & 1 == 1))).astype(np.int32)
 
 
 def encode_element(y: Array, fmt: FloatFormat) -> Array:
-    """uint32 code of the scaled MX element ``y`` (isa.md section 5.4, step 4)."""
+    """uint32 code of the scaled MX element ``y`` (docs/machine.md section 5.4, step 4)."""
     xp = array_module(y, *fmt.values)
     mantissa = i32(fmt.mantissa)
     body = magnitude(y)

@@ -21,12 +21,19 @@ from plena_jax.isa import SRAM_ENTRIES
 from plena_jax.machine.batching import any_lane, in_groups
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.record import Flag, Record, Step, field, step
-from plena_jax.machine.semantics import Accumulator, Stage, branches
-from plena_jax.machine.semantics.matrix import fresh, written_row
+from plena_jax.machine.semantics import SEMANTICS, Accumulator, Stage, branch_index, branches
+from plena_jax.machine.semantics.matrix import fast_sums, fresh, written_row
 from plena_jax.machine.semantics.vector import TOPK_ENTRIES
 from plena_jax.machine.state import MachineState
-from plena_jax.machine.sums import accumulate, accumulate_lifted, is_finite
-from plena_jax.machine.transfer import Transfers, element_address, scale_address
+from plena_jax.machine.sums import accumulate, is_finite
+from plena_jax.machine.transfer import (
+    Transfers,
+    element_address,
+    exact_products,
+    scale_address,
+    significand,
+    vram_format,
+)
 from plena_jax.machine.view import View, block_of
 
 
@@ -39,7 +46,8 @@ class Memories(NamedTuple):
         m_accum: float32 [BLEN, BLEN].
         hbm: uint8 [bytes].
         int_sram: uint32 [1024]; the datapath writes what V_TOPK writes, and reads nothing.
-        subnormal: bool [], whether matrix SRAM may hold subnormal numbers, which :func:`accumulate_lifted` excludes.
+        careful: bool [], whether matrix SRAM may hold what fast sums exclude: subnormals, or longer significands than
+            the formats of HBM give.
     """
 
     vram: jax.Array
@@ -47,7 +55,7 @@ class Memories(NamedTuple):
     m_accum: jax.Array
     hbm: jax.Array
     int_sram: jax.Array
-    subnormal: jax.Array
+    careful: jax.Array
 
 
 #: int32 [2]: index of the record, and the part of it that is next.
@@ -77,20 +85,20 @@ class _Sweep:
         self.config, self.trace, self.end = config, trace, end
 
     def run(self, memories: Memories, cursor: Cursor) -> tuple[Memories, Cursor]:
-        vram, cells, m_accum, hbm, int_sram, subnormal = memories
-        cursor, m_accum = self.matmul(vram, cells, hbm, subnormal, cursor, m_accum)
+        vram, cells, m_accum, hbm, int_sram, careful = memories
+        cursor, m_accum = self.matmul(vram, cells, hbm, careful, cursor, m_accum)
         cursor, vram = lax.while_loop(
             lambda c: self.at(c[0], Stage.WRITE), lambda c: self.write(cells, m_accum, hbm, *c), (cursor, vram)
         )
         cursor, vram, cells = lax.while_loop(
             lambda c: self.at(c[0], Stage.ROW), lambda c: self.row(m_accum, hbm, *c), (cursor, vram, cells)
         )
-        seldom = (cursor, vram, cells, hbm, int_sram, subnormal)
+        seldom = (cursor, vram, cells, hbm, int_sram, careful)
         seldom = lax.while_loop(
             lambda c: self.at(c[0], Stage.WIDE, Stage.STORE), lambda c: self.seldom(m_accum, *c), seldom
         )
-        cursor, vram, cells, hbm, int_sram, subnormal = seldom
-        return Memories(vram, cells, m_accum, hbm, int_sram, subnormal), cursor
+        cursor, vram, cells, hbm, int_sram, careful = seldom
+        return Memories(vram, cells, m_accum, hbm, int_sram, careful), cursor
 
     def seldom(
         self,
@@ -100,13 +108,13 @@ class _Sweep:
         cells: jax.Array,
         hbm: jax.Array,
         int_sram: jax.Array,
-        subnormal: jax.Array,
+        careful: jax.Array,
     ) -> tuple[Cursor, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
         """The stages from WIDE to STORE, which share a turn so that the others wait for one loop and not for three."""
-        cursor, vram, cells, subnormal = lax.while_loop(
+        cursor, vram, cells, careful = lax.while_loop(
             lambda c: self.at(c[0], Stage.WIDE),
             lambda c: self.wide(m_accum, hbm, *c),
-            (cursor, vram, cells, subnormal),
+            (cursor, vram, cells, careful),
         )
         cursor, cells, int_sram = lax.while_loop(
             lambda c: self.at(c[0], Stage.TOPK), lambda c: self.topk(vram, m_accum, hbm, *c), (cursor, cells, int_sram)
@@ -114,7 +122,7 @@ class _Sweep:
         cursor, hbm = lax.while_loop(
             lambda c: self.at(c[0], Stage.STORE), lambda c: self.store(vram, cells, m_accum, *c), (cursor, hbm)
         )
-        return cursor, vram, cells, hbm, int_sram, subnormal
+        return cursor, vram, cells, hbm, int_sram, careful
 
     # -- the cursor ---------------------------------------------------------------------------------------------------
 
@@ -137,7 +145,7 @@ class _Sweep:
         vram: jax.Array,
         cells: jax.Array,
         hbm: jax.Array,
-        subnormal: jax.Array,
+        careful: jax.Array,
         cursor: Cursor,
         m_accum: jax.Array,
     ) -> tuple[Cursor, jax.Array]:
@@ -161,19 +169,19 @@ class _Sweep:
 
         start = fast = (cursor, m_accum)
         for branch, function in enumerate(functions):
-            goes_on = partial(self._at_product, branch=branch, subnormal=subnormal)
-            one = partial(run, operands=partial(read, function=function), add=accumulate_lifted)
+            goes_on = partial(self._at_product, branch=branch, careful=careful)
+            one = partial(run, operands=partial(read, function=function), add=fast_sums(self.config))
             fast = lax.while_loop(goes_on, one, fast)
-        good = ~any_lane(jnp.any(~is_finite(fast[1]))) & ~subnormal
+        good = ~any_lane(jnp.any(~is_finite(fast[1]))) & ~careful
         again = jax.tree.map(lambda new, old: jnp.where(good, new, old), fast, start)
         return lax.while_loop(
             lambda c: self.at(c[0], Stage.MATMUL) & ~good, lambda c: run(c, read_any, accumulate), again
         )
 
-    def _at_product(self, carry: tuple[Cursor, jax.Array], branch: int, subnormal: jax.Array) -> jax.Array:
+    def _at_product(self, carry: tuple[Cursor, jax.Array], branch: int, careful: jax.Array) -> jax.Array:
         cursor, _ = carry
         here = field(self.trace, cursor[0], Record.BRANCH) == branch
-        return self.at(cursor, Stage.MATMUL) & here & ~subnormal
+        return self.at(cursor, Stage.MATMUL) & here & ~careful
 
     # -- the other stages ---------------------------------------------------------------------------------------------
 
@@ -206,12 +214,13 @@ class _Sweep:
         cursor: Cursor,
         vram: jax.Array,
         cells: jax.Array,
-        subnormal: jax.Array,
+        careful: jax.Array,
     ) -> tuple[Cursor, jax.Array, jax.Array, jax.Array]:
         s = self.step(cursor)
-        new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, cursor, subnormal)
+        new = self.switch(Stage.WIDE, vram, cells, m_accum, hbm, cursor, careful)
         vram, cells = self.put_rows(Stage.WIDE, s, new, vram, cells)
-        return self.next(cursor, s), vram, cells, subnormal | any_lane(has_subnormal(new))
+        is_tile = ~s.has(Flag.RD_VRAM) & (s.rd < Layout(self.config).fp_sram) & (s.branch == _prefetch_branch())
+        return self.next(cursor, s), vram, cells, careful | any_lane(is_tile & has_subnormal(new))
 
     def switch(
         self,
@@ -221,7 +230,7 @@ class _Sweep:
         m_accum: jax.Array,
         hbm: jax.Array,
         cursor: Cursor,
-        subnormal: jax.Array | bool = True,
+        careful: jax.Array | bool = True,
     ) -> Any:
         """What the function of the record at the cursor returns."""
 
@@ -231,7 +240,7 @@ class _Sweep:
 
         runs = [partial(run, function=branch.function) for branch in branches(stage)]
         branch = field(self.trace, cursor[0], Record.BRANCH)
-        view = View(self.config, vram, cells, hbm, m_accum, subnormal)
+        view = View(self.config, vram, cells, hbm, m_accum, careful)
         return lax.switch(branch, runs, view, self.trace, cursor)
 
     def put_rows(
@@ -301,10 +310,23 @@ def _put_counted(memory: jax.Array, at: jax.Array, data: jax.Array, count: jax.A
     return lax.dynamic_update_slice(memory, new, (start,), allow_negative_indices=False)
 
 
+def _prefetch_branch() -> int:
+    (semantic,) = SEMANTICS["H_PREFETCH_M"]
+    return branch_index(semantic)
+
+
 def has_subnormal(a: jax.Array) -> jax.Array:
     """bool []: whether any element is subnormal."""
     bits = lax.bitcast_convert_type(a, jnp.uint32) & np.uint32(0x7FFFFFFF)
     return jnp.any((bits != 0) & (bits < np.uint32(0x00800000)))
+
+
+def has_long_significand(mram: jax.Array, config: MachineConfig) -> jax.Array:
+    """bool []: whether a product with a VRAM element may not be exact although the configuration's formats say so."""
+    # A product has as many bits as both significands together: of 24, so many must be free.
+    taken = significand(vram_format(config)) if exact_products(config) else 0
+    low = np.uint32((1 << taken) - 1)
+    return jnp.any((lax.bitcast_convert_type(mram, jnp.uint32) & low) != 0)
 
 
 # -- between the readable state and what runs -------------------------------------------------------------------------
@@ -325,7 +347,8 @@ def pack_memories(config: MachineConfig, state: MachineState) -> Memories:
     window = max(max(t.element_bytes, t.scale_bytes) for t in Transfers.of(config).vector)
     hbm = jnp.pad(state.hbm, (0, max(window - state.hbm.shape[0], 0)))
     vram = jnp.pad(state.vram, ((0, max(config.blen - state.vram.shape[0], 0)), (0, 0)))
-    return Memories(vram, cells, state.m_accum, hbm, state.int_sram, any_lane(has_subnormal(state.mram)))
+    careful = has_subnormal(state.mram) | has_long_significand(state.mram, config)
+    return Memories(vram, cells, state.m_accum, hbm, state.int_sram, any_lane(careful))
 
 
 def unpack_memories(config: MachineConfig, memories: Memories, state: MachineState, fresh: jax.Array) -> MachineState:

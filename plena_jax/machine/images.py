@@ -1,4 +1,4 @@
-"""Byte images of the memories: what the emulator's files hold (isa.md sections 7.2 and 7.3)."""
+"""Byte images of the memories: what the emulator's files hold (docs/machine.md sections 7.2 and 7.3)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Where the floats of a running machine lie: vector SRAM by itself, nearly everything else in one array of rows.
 
-Each separate array in a loop's carry and each separate result of a switch is a kernel of its own (design.md section 2).
+Each separate array in a loop's carry and each separate result of a switch is compiled to a kernel of its own.
 Engines therefore keep matrix SRAM, FP SRAM, the f registers and the accumulators of matrix-vector and batched
 instructions in ``cells`` [rows, VLEN]. Vector SRAM stays apart because it can be large: a run must not copy it more
 than it has to. So do m_accum, which changes most often, and HBM, which is bytes.

@@ -156,7 +156,7 @@ class MachineState:
 
     @classmethod
     def from_images(cls, config: MachineConfig, images: Images, **allocation: int | None) -> MachineState:
-        """A machine at reset with memories from byte images (isa.md section 7.2).
+        """A machine at reset with memories from byte images (docs/machine.md section 7.2).
 
         Raises:
             ImageError: an image is larger than its memory or cut off inside an element.
@@ -168,9 +168,12 @@ class MachineState:
         cls, config: MachineConfig, vram_rows: int | None, hbm_bytes: int | None, used_rows: int, used_bytes: int
     ) -> MachineState:
         rows = vram_allocation(config, max(used_rows, 1)) if vram_rows is None else vram_rows
-        if not used_rows <= rows <= config.vector_sram_size or rows < 1:
-            raise image_error(
-                "VRAM", f"{max(used_rows, rows)} rows", f"VECTOR_SRAM_SIZE, {config.vector_sram_size} rows"
+        if max(used_rows, rows) > config.vector_sram_size:
+            limit = f"VECTOR_SRAM_SIZE, {config.vector_sram_size} rows"
+            raise image_error("VRAM", f"{max(used_rows, rows)} rows", limit)
+        if rows < max(used_rows, 1):
+            raise ImageError(
+                f"VRAM: {rows} rows (vram_rows) do not fit; allowed: at least the {max(used_rows, 1)} rows of the contents"
             )
         size = hbm_allocation(config, used_bytes) if hbm_bytes is None else hbm_bytes
         if used_bytes > config.hbm_size or size > config.hbm_size:
@@ -255,7 +258,7 @@ class MachineState:
         return 64 * _wide(read), 64 * _wide(written)
 
     def dump(self, config: MachineConfig) -> Images:
-        """The memories as byte images (isa.md section 7.3); VRAM and HBM over what is allocated."""
+        """The memories as byte images (docs/machine.md section 7.3); VRAM and HBM over what is allocated."""
         return Images.of(config, self)
 
     def __repr__(self) -> str:

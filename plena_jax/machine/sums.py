@@ -23,7 +23,7 @@ from jax import lax
 
 from plena_jax import arithmetic
 from plena_jax.arithmetic import lift, lower
-from plena_jax.bits import INFINITY, MAGNITUDE, from_bits, i32, is_nan, magnitude, to_bits, u32
+from plena_jax.bits import INFINITY, MAGNITUDE, QUIET_NAN, SIGN, from_bits, i32, is_nan, magnitude, to_bits, u32
 from plena_jax.machine.batching import any_lane
 
 #: k steps that the reference's matrix product adds up before it starts a new partial sum.
@@ -33,10 +33,9 @@ LANES = 8
 INTERLEAVE = 4
 #: Up to this size products are written to memory before they are added, so that the additions run along whole vectors.
 _MATERIALISE_BYTES = 1 << 18
-#: Exponent by which one operand is lifted where the other has no subnormals, and by which both are otherwise. Twice the
-#: second, products below half the smallest subnormal number are all that is lost; the hardware model drops them too.
+#: Exponent by which sums are lifted. Products below 2**-214, which that leaves subnormal, are all that is lost; the
+#: hardware model drops them too.
 LIFT = 88
-LIFT_BOTH = 44
 
 Plain = Callable[..., jax.Array]
 
@@ -79,24 +78,41 @@ def accumulate_lifted(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     return lower(lift(a, LIFT) + matmul(lift(x, LIFT), w), LIFT)
 
 
-def accumulate_quickly(a: jax.Array, x: jax.Array, w: jax.Array, subnormal: jax.Array | bool) -> jax.Array:
+@_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
+def accumulate_exact(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Like :func:`accumulate_lifted` in five sixths of the time, if float32 holds every product exactly."""
+    return lower(lift(a, LIFT) + matmul(lift(x, LIFT), w, _exact_product), LIFT)
+
+
+def accumulate_quickly(
+    a: jax.Array, x: jax.Array, w: jax.Array, subnormal: jax.Array | bool, fast: Plain = accumulate_lifted
+) -> jax.Array:
     """The result of :func:`accumulate`, for large operands: in fast arithmetic, and again only if that will not do.
 
-    ``subnormal`` says whether ``w`` may have subnormals.
+    Args:
+        a, x, w: as there.
+        subnormal: whether ``w`` may have subnormals.
+        fast: :func:`accumulate_lifted`, or :func:`accumulate_exact` where that will do.
     """
-    fast = accumulate_lifted(a, x, w)
-    good = ~any_lane(jnp.any(~is_finite(fast)) | subnormal)
-    return lax.cond(good, lambda fast, *operands: fast, lambda fast, *operands: accumulate(*operands), fast, a, x, w)
+    result = fast(a, x, w)
+    good = ~any_lane(jnp.any(~is_finite(result)) | subnormal)
+    return lax.cond(good, lambda r, *operands: r, lambda r, *operands: accumulate(*operands), result, a, x, w)
 
 
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """``x * w``, rounded: a choice on its bits keeps XLA:CPU from fusing it with the addition that follows."""
+    return from_bits(jnp.where(to_bits(w) == u32(QUIET_NAN), u32(QUIET_NAN), to_bits(x * w)))
+
+
+def _exact_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """``x * w`` where it makes no difference whether it is rounded before it is added."""
     return x * w
 
 
 def _lifted_product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """``x * w * 2**LIFT``: infinite or NaN if that is too large, but not only because one operand is."""
-    zero = (magnitude(x) == 0) | (magnitude(w) == 0)
-    return jnp.where(zero, x * w, lift(x, LIFT_BOTH) * lift(w, LIFT_BOTH))
+    """``x * w * 2**LIFT``: infinite or NaN only if that is too large."""
+    # The smaller one is lifted, so that only the product can overflow; if the larger is subnormal, the product is zero.
+    return jnp.where(magnitude(x) < magnitude(w), lift(x, LIFT) * w, x * lift(w, LIFT))
 
 
 def _add(a: jax.Array, lifted: jax.Array, plain: jax.Array) -> jax.Array:
@@ -176,7 +192,10 @@ def _sequential(terms: jax.Array) -> jax.Array:
 def row_sum(rows: jax.Array) -> jax.Array:
     """float32 [m] sums over the last axis of [m, n]."""
     lifted = _row_sum(lift(rows, LIFT))
-    return jnp.where(is_finite(lifted), lower(lifted, LIFT), _row_sum(rows))
+    total = jnp.where(is_finite(lifted), lower(lifted, LIFT), _row_sum(rows))
+    # A sum from +0 on is never -0, but XLA leaves the +0 out.
+    bits = to_bits(total)
+    return from_bits(jnp.where(bits == u32(SIGN), u32(0), bits))
 
 
 @jax.jit

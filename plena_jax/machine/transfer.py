@@ -1,4 +1,4 @@
-"""HBM transfers: geometry of a format's rows, addresses, and bytes to values (isa.md section 4.6)."""
+"""HBM transfers: geometry of a format's rows, addresses, and bytes to values (docs/machine.md section 4.6)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ def effective(fmt: Precision, intended: Intended) -> Precision:
     if isinstance(fmt, IntFormat):
         return IntFormat(fmt.width)
     return FloatFormat.make(fmt.exponent, fmt.mantissa, sign=bool(fmt.sign))
+
+
+def exact_products(config: MachineConfig) -> bool:
+    """Whether float32 holds every product of a VRAM element and a matrix SRAM element (scales are powers of two)."""
+    p = config.precision
+    return significand(vram_format(config)) + max(map(significand, (p.hbm_m_weight_type, p.hbm_m_kv_type))) <= 24
+
+
+def significand(fmt: Precision) -> int:
+    """Bits of the largest significand of an element."""
+    element = fmt.element if isinstance(fmt, MXFormat) else fmt
+    return element.width if isinstance(element, IntFormat) else element.mantissa + 1
 
 
 def vram_format(config: MachineConfig) -> FloatFormat:

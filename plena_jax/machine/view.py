@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from plena_jax.bits import from_bits, is_nan, to_bits, u32
+from plena_jax.bits import u32
 from plena_jax.config import MachineConfig
 from plena_jax.formats import plena
 from plena_jax.machine.layout import Layout
@@ -29,7 +29,7 @@ def block_of(
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["vram", "cells", "hbm", "m_accum", "subnormal"],
+    data_fields=["vram", "cells", "hbm", "m_accum", "careful"],
     meta_fields=["config"],
 )
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class View:
         cells: float32 [rows, VLEN], see :class:`~plena_jax.machine.layout.Layout`.
         hbm: uint8 [bytes].
         m_accum: float32 [BLEN, BLEN].
-        subnormal: bool [], whether matrix SRAM may hold subnormal numbers.
+        careful: bool [], whether matrix SRAM may hold what fast sums exclude.
     """
 
     config: MachineConfig
@@ -50,7 +50,7 @@ class View:
     cells: jax.Array
     hbm: jax.Array
     m_accum: jax.Array
-    subnormal: jax.Array | bool = True
+    careful: jax.Array | bool = True
 
     @cached_property
     def layout(self) -> Layout:
@@ -108,12 +108,9 @@ class View:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _round_vram(x: jax.Array, config: MachineConfig) -> jax.Array:
     fmt = vram_format(config)
-    if fmt.exponent != 8:
-        return fmt.decode(fmt.encode(x))
-    rounded = plena.round_8_exponent_bits(x, fmt.mantissa)
-    if fmt.family == "plena":
-        return rounded
-    return jnp.where(is_nan(x), from_bits(to_bits(x) | u32(0x00400000)), rounded)
+    if fmt.exponent == 8 and fmt.sign == 1 and fmt.family == "plena":
+        return plena.round_8_exponent_bits(x, fmt.mantissa)
+    return fmt.decode(fmt.encode(x))
 
 
 @_round_vram.defjvp

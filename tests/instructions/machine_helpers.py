@@ -23,7 +23,7 @@ F32 = np.float32
 NAN = float("nan")
 INF = float("inf")
 
-#: VRAM of isa.md section 11: lane c of row r is 10 r + c + 1.
+#: VRAM of docs/machine.md section 11: lane c of row r is 10 r + c + 1.
 RAMP = {r: [10 * r + c + 1 for c in range(8)] for r in range(16)}
 
 
@@ -333,7 +333,7 @@ def compiled(config: MachineConfig, engine: str) -> Machine:
 
 
 def section_11(**changes: Any) -> MachineConfig:
-    """The machine of isa.md section 11 (the fixture ``small``) with changes."""
+    """The machine of docs/machine.md section 11 (the fixture ``small``) with changes."""
     fields: dict[str, Any] = {
         "mlen": 8,
         "vlen": 8,
@@ -351,5 +351,5 @@ def section_11(**changes: Any) -> MachineConfig:
 
 
 def word(opcode: int, rd: int = 0, rs1: int = 0, rs2: int = 0, rs3: int = 0, funct1: int = 0) -> str:
-    """A ``.word`` line from the fields of isa.md section 3.1."""
+    """A ``.word`` line from the fields of docs/machine.md section 3.1."""
     return f".word 0x{funct1 << 22 | rs3 << 18 | rs2 << 14 | rs1 << 10 | rd << 6 | opcode:08X}"

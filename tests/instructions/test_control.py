@@ -1,4 +1,4 @@
-"""Control instructions, loops, limits, and what is no instruction at all (isa.md sections 3.1, 4.7 and 6.5)."""
+"""Control instructions, loops, limits, and what is no instruction at all (docs/machine.md 3.1, 4.7 and 6.5)."""
 
 from __future__ import annotations
 

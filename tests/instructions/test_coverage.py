@@ -36,7 +36,7 @@ def test_every_instruction_is_misused() -> None:
 
 
 def test_the_instruction_set_is_that_of_the_specification() -> None:
-    # isa.md section 3.2: opcodes 01 to 37 without 31 and 33.
+    # docs/machine.md section 3.2: opcodes 01 to 37 without 31 and 33.
     assert sorted(entry.opcode for entry in plena_jax.INSTRUCTIONS) == sorted({*range(1, 0x38)} - {0x31, 0x33})
 
 

@@ -1,4 +1,4 @@
-"""The matrix unit (isa.md section 4.2) on the machine of section 11: tiles of 8 x 8, BLEN 2, two head slots of 4."""
+"""The matrix unit (docs/machine.md 4.2) on the machine of section 11: tiles of 8 x 8, BLEN 2, two head slots of 4."""
 
 from __future__ import annotations
 

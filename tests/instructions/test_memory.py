@@ -1,4 +1,4 @@
-"""HBM transfers (isa.md section 4.6): rows of 8 E4M3 elements with one E8M0 scale byte each.
+"""HBM transfers (docs/machine.md section 4.6): rows of 8 E4M3 elements with one E8M0 scale byte each.
 
 One H_PREFETCH_V moves 2 rows, one H_PREFETCH_M 8, one H_STORE_V 1.
 """

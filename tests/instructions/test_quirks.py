@@ -1,4 +1,4 @@
-"""Where the hardware model is not what one would expect: isa.md section 9, and section 8 as far as behaviour goes.
+"""Where the hardware model is not what one would expect: docs/machine.md sections 8 and 9.
 
 Each name says what the machine does. The tests of the units check much of this in more detail.
 """

@@ -1,4 +1,4 @@
-"""V_RED_SUM and V_RED_MAX (isa.md section 4.3)."""
+"""V_RED_SUM and V_RED_MAX (docs/machine.md section 4.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scalar FP unit (isa.md section 4.4): eight BF16 registers, 1024 BF16 entries of FP SRAM."""
+"""The scalar FP unit (docs/machine.md section 4.4): eight BF16 registers, 1024 BF16 entries of FP SRAM."""
 
 from __future__ import annotations
 

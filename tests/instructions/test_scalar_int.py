@@ -1,4 +1,4 @@
-"""The scalar INT unit (isa.md section 4.5): sixteen 32-bit registers, 1024 entries of INT SRAM."""
+"""The scalar INT unit (docs/machine.md section 4.5): sixteen 32-bit registers, 1024 entries of INT SRAM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""V_TOPK (isa.md section 4.3): the top experts of a row of logits, and their softmax weights."""
+"""V_TOPK (docs/machine.md section 4.3): the top experts of a row of logits, and their softmax weights."""
 
 from __future__ import annotations
 

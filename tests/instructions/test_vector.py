@@ -1,4 +1,4 @@
-"""Lane-wise vector instructions (isa.md section 4.3): rows of 8 lanes in two head slots of 4."""
+"""Lane-wise vector instructions (docs/machine.md section 4.3): rows of 8 lanes in two head slots of 4."""
 
 from __future__ import annotations
 

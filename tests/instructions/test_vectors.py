@@ -1,4 +1,4 @@
-"""The conformance vectors of isa.md section 11, and the cost table of section 6.2."""
+"""The conformance vectors of docs/machine.md section 11, and the cost table of section 6.2."""
 
 from __future__ import annotations
 

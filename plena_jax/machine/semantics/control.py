@@ -1,4 +1,4 @@
-"""Semantics of integer and control instructions (isa.md sections 4.5 and 4.7): integers only, never the datapath.
+"""Semantics of integer and control instructions (docs/machine.md 4.5 and 4.7): integers only, never the datapath.
 
 Functions come in two kinds. An :data:`ALU` function returns the new value of one register; all of them are evaluated in
 every fast step of the control loop and one value is picked, so they must be cheap. A :data:`SLOW` function returns an

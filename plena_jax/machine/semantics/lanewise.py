@@ -1,4 +1,4 @@
-"""Semantics of everything that works lane by lane: vector instructions and their scalar forms (isa.md 4.3 and 4.4).
+"""Semantics of all that works lane by lane: vector instructions and scalar forms (docs/machine.md 4.3 and 4.4).
 
 One function serves a family: with rows or f registers as operands, and a row, an f register or an SRAM entry
 as destination.

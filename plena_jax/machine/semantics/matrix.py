@@ -1,7 +1,8 @@
-"""Semantics of the matrix unit (isa.md section 4.2)."""
+"""Semantics of the matrix unit (docs/machine.md section 4.2)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from plena_jax.bits import u32
 from plena_jax.config import MachineConfig
 from plena_jax.machine.record import Step
 from plena_jax.machine.semantics.registry import Accumulator, Stage, semantic
-from plena_jax.machine.sums import accumulate, accumulate_dots, accumulate_quickly
+from plena_jax.machine.sums import accumulate, accumulate_dots, accumulate_exact, accumulate_lifted, accumulate_quickly
+from plena_jax.machine.transfer import exact_products
 from plena_jax.machine.view import View
 
 
@@ -25,6 +27,11 @@ def wide_rows(config: MachineConfig) -> int:
 def fresh(step: Step, accumulator: jax.Array) -> jax.Array:
     """The accumulator, or zeros if it has been drained since anything was added."""
     return jnp.where(step.fresh == 1, jnp.float32(0), accumulator)
+
+
+def fast_sums(config: MachineConfig) -> Callable[..., jax.Array]:
+    """The fastest sum of products that is right for the formats of a configuration."""
+    return accumulate_exact if exact_products(config) else accumulate_lifted
 
 
 # -- one tile ---------------------------------------------------------------------------------------------------------
@@ -123,7 +130,8 @@ def _add_scaled(view: View, old: jax.Array, product: jax.Array) -> jax.Array:
 
 def _add_product(view: View, step: Step, x: jax.Array, w: jax.Array, row: jax.Array | int) -> jax.Array:
     old = fresh(step, view.block(row, x.shape[0]))
-    return _add_scaled(view, old, accumulate_quickly(jnp.zeros_like(old), x, w, view.subnormal))
+    total = accumulate_quickly(jnp.zeros_like(old), x, w, view.careful, fast_sums(view.config))
+    return _add_scaled(view, old, total)
 
 
 _HEADS: dict[str, Any] = {

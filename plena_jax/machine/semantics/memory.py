@@ -1,4 +1,4 @@
-"""Semantics of the HBM transfers (isa.md section 4.6)."""
+"""Semantics of the HBM transfers (docs/machine.md section 4.6)."""
 
 from __future__ import annotations
 

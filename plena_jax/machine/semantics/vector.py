@@ -1,4 +1,4 @@
-"""Semantics of the vector unit's instructions that cross lanes (isa.md section 4.3)."""
+"""Semantics of the vector unit's instructions that cross lanes (docs/machine.md section 4.3)."""
 
 from __future__ import annotations
 
