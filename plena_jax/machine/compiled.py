@@ -95,7 +95,7 @@ class Datapath:
 # -- compiling ahead of need ------------------------------------------------------------------------------------------
 
 #: Compilations of ``_execute`` under way or done, by what they are for.
-_compilations: dict[tuple[Any, ...], Future[None]] = {}
+_compilations: dict[tuple[Any, ...], Future[Any]] = {}
 
 
 def _key(config: MachineConfig, vram: Array, hbm: Array) -> tuple[Any, ...]:
@@ -110,8 +110,12 @@ def compile_ahead(config: MachineConfig, state: MachineState) -> None:
     key = _key(config, state.vram, state.hbm)
     if key in _compilations:
         return
+    # Python's part is done here: two threads would only wait for each other.
+    memories = jax.eval_shape(partial(pack_memories, config), jax.tree.map(_shape_of, state))
+    records = jax.ShapeDtypeStruct((CHUNK + 1, WIDTH), jnp.int32)
+    lowered = _execute.lower(config, memories, records, jax.ShapeDtypeStruct((), jnp.int32))
     pool = ThreadPoolExecutor(1)
-    _compilations[key] = pool.submit(_compile, config, jax.tree.map(_shape_of, state))
+    _compilations[key] = pool.submit(lowered.compile)
     pool.shutdown(wait=False)
 
 
@@ -126,8 +130,3 @@ def compile_all(config: MachineConfig, state: MachineState) -> None:
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
-
-def _compile(config: MachineConfig, state: MachineState) -> None:
-    memories = jax.eval_shape(partial(pack_memories, config), state)
-    records = jax.ShapeDtypeStruct((CHUNK + 1, WIDTH), jnp.int32)
-    _execute.lower(config, memories, records, jax.ShapeDtypeStruct((), jnp.int32)).compile()

@@ -173,7 +173,7 @@ class MachineState:
             raise image_error("VRAM", f"{max(used_rows, rows)} rows", limit)
         if rows < max(used_rows, 1):
             raise ImageError(
-                f"VRAM: {rows} rows (vram_rows) do not fit; allowed: at least the {max(used_rows, 1)} rows of the contents"
+                f"VRAM: {rows} rows (vram_rows) do not fit; allowed: at least the {used_rows or 1} rows of contents"
             )
         size = hbm_allocation(config, used_bytes) if hbm_bytes is None else hbm_bytes
         if used_bytes > config.hbm_size or size > config.hbm_size:
