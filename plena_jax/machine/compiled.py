@@ -129,4 +129,3 @@ def compile_all(config: MachineConfig, state: MachineState) -> None:
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-

@@ -85,4 +85,5 @@ def field(trace: jax.Array, index: jax.Array, column: Record) -> jax.Array:
 def step(trace: jax.Array, index: jax.Array, part: jax.Array) -> Step:
     """The record at ``index`` of ``trace`` [n, 16] with its part."""
     row = lax.dynamic_slice(trace, (index, jnp.int32(0)), (1, WIDTH), allow_negative_indices=False)[0]
-    return Step(**{name: row[Record[name.upper()]] for name in Step._fields if name != "part"}, part=part)
+    column = lambda name: lax.index_in_dim(row, Record[name.upper()], keepdims=False)
+    return Step(**{name: column(name) for name in Step._fields if name != "part"}, part=part)
