@@ -46,28 +46,29 @@ def test_programs_that_must_stop(name: str, conformance: Path) -> None:
         check(conformance / "faults" / f"{name}.npz", engine)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(40))
-def test_random_programs(number: int, conformance: Path) -> None:
-    path = conformance / "fuzz" / f"fuzz_{number:04d}.npz"
-    check(path, "architectural")
-    case = Case.load(path)
-    if engine_for(case.program, case.state(), case.config).name == "resolved":
-        check(path, "resolved")
-
-
-@pytest.mark.slow
-def test_compiled_programs(conformance: Path) -> None:
-    paths = sorted((conformance / "programs").glob("*.npz"))
-    assert len(paths) >= 120
-    for path in paths:
-        check(path, "auto")
-
-
-@pytest.mark.slow
-def test_compiled_programs_on_the_architectural_engine(conformance: Path) -> None:
-    for path in sorted((conformance / "programs").glob("*.npz")):
+def check_all(paths: list[Path]) -> None:
+    """Both engines, programs of one configuration after the other, so that each is compiled once."""
+    for path in sorted(paths, key=lambda path: repr(Case.load(path).config)):
         check(path, "architectural")
+        case = Case.load(path)
+        if engine_for(case.program, case.state(), case.config).name == "resolved":
+            check(path, "resolved")
+
+
+@pytest.mark.slow
+def test_random_programs(conformance: Path) -> None:
+    paths = list((conformance / "fuzz").glob("*.npz"))
+    assert len(paths) == 40
+    check_all(paths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_compiled_programs(part: int, conformance: Path) -> None:
+    paths = list((conformance / "programs").glob("*.npz"))
+    assert len(paths) >= 120
+    keys = sorted({repr(Case.load(path).config) for path in paths})
+    check_all([path for path in paths if keys.index(repr(Case.load(path).config)) % 4 == part])
 
 
 def test_latency_of_programs_without_transfers(conformance: Path) -> None:
