@@ -250,6 +250,13 @@ def test_decoded_values_encode_to_themselves(x, name, rule):
     assert_same_values(fmt.decode(*fmt.encode(once)), once)
 
 
+def test_nothing_encodes_to_nothing():
+    for shape in ((0, 16), (3, 0), (2, 0, 8)):
+        codes, scales = mx("mxfp8_e4m3", block=8).encode(np.zeros(shape, F32))
+        assert codes.shape == shape
+        assert scales.shape == (*shape[:-1], shape[-1] // 8)
+
+
 def test_the_lowest_integer_element_is_why_that_exception_is_made():
     fmt = mx("mxint8", block=8)
     once = fmt.decode(*fmt.encode(F32([-1.999, 1 / 64, 0, 0, 0, 0, 0, 0])))

@@ -74,7 +74,7 @@ class MXFormat:
         xp, shape = array_module(values, *self._values), values.shape
         if not shape or shape[-1] % self.block:
             raise FormatError(f"last axis of shape {shape} is not a multiple of the MX block {self.block}")
-        blocks = values.reshape(*shape[:-1], -1, self.block)
+        blocks = values.reshape(*shape[:-1], shape[-1] // self.block, self.block)
         bits = xp.where(is_nan(blocks), u32(0), magnitude(blocks))
         largest = from_bits(xp.max(bits, axis=-1))
         empty = magnitude(largest) == 0

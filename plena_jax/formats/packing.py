@@ -20,7 +20,7 @@ def pack(codes: Array, width: int) -> Array:
     bits = (codes[..., None] >> np.arange(width, dtype=np.uint32)) & 1
     bits = bits.reshape(*codes.shape[:-1], n * width)
     bits = xp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -(n * width) % 8)])
-    octets = bits.reshape(*codes.shape[:-1], -1, 8) << np.arange(8, dtype=np.uint32)
+    octets = bits.reshape(*codes.shape[:-1], bits.shape[-1] // 8, 8) << np.arange(8, dtype=np.uint32)
     return xp.sum(octets, axis=-1, dtype=np.uint32).astype(np.uint8)
 
 
