@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from plena_jax.bits import Array, float32, quiet, u32
 from plena_jax.errors import FormatError
 from plena_jax.formats import ieee, plena
+from plena_jax.formats.rounding import straight_through
 
 Family = Literal["ieee", "plena"]
 Specials = Literal["ieee", "fn", "fnuz", "finite"]
@@ -163,21 +164,9 @@ class FloatFormat:
 
     def round(self, x: ArrayLike) -> jax.Array:
         """float32 ``decode(encode(x))``; its derivative is 1 everywhere (straight-through)."""
-        return _round(jnp.asarray(x, jnp.float32), self)
+        return straight_through(jnp.asarray(x, jnp.float32), self)
 
     @property
     def max(self) -> float:
         """Largest finite value."""
         return float(self.decode(self.largest))
-
-
-@jax.custom_jvp
-def _round(x: jax.Array, fmt: FloatFormat) -> jax.Array:
-    return fmt.decode(fmt.encode(x))
-
-
-@_round.defjvp
-def _round_jvp(
-    primals: tuple[jax.Array, FloatFormat], tangents: tuple[jax.Array, FloatFormat]
-) -> tuple[jax.Array, jax.Array]:
-    return _round(*primals), tangents[0]

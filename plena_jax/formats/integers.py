@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from plena_jax.bits import Array, array_module, float32, i32, is_nan, pow2, quiet, u32
 from plena_jax.errors import FormatError
+from plena_jax.formats.rounding import straight_through
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["width", "fraction", "sign"], meta_fields=["family"])
@@ -74,7 +75,7 @@ class IntFormat:
 
     def round(self, x: ArrayLike) -> jax.Array:
         """float32 ``decode(encode(x))``; its derivative is 1 everywhere (straight-through)."""
-        return _round(jnp.asarray(x, jnp.float32), self)
+        return straight_through(jnp.asarray(x, jnp.float32), self)
 
 
 def _saturate(x: Array, low: float, high: float) -> Array:
@@ -82,15 +83,3 @@ def _saturate(x: Array, low: float, high: float) -> Array:
     xp = array_module(x)
     inside = xp.clip(x, np.float32(low), np.nextafter(np.float32(high), np.float32(0)))
     return xp.where(x >= np.float32(high), np.int32(2**31 - 1), inside.astype(np.int32))
-
-
-@jax.custom_jvp
-def _round(x: jax.Array, fmt: IntFormat) -> jax.Array:
-    return fmt.decode(fmt.encode(x))
-
-
-@_round.defjvp
-def _round_jvp(
-    primals: tuple[jax.Array, IntFormat], tangents: tuple[jax.Array, IntFormat]
-) -> tuple[jax.Array, jax.Array]:
-    return _round(*primals), tangents[0]

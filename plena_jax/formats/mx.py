@@ -30,6 +30,7 @@ from plena_jax.errors import FormatError
 from plena_jax.formats import plena
 from plena_jax.formats.floats import FloatFormat
 from plena_jax.formats.integers import IntFormat
+from plena_jax.formats.rounding import straight_through
 
 ScaleRule = Literal["floor", "ceil", "even", "rceil", "plena"]
 SCALE_RULES: tuple[ScaleRule, ...] = ("floor", "ceil", "even", "rceil", "plena")
@@ -137,7 +138,7 @@ class MXFormat:
 
     def round(self, x: ArrayLike) -> jax.Array:
         """float32 ``decode(*encode(x))``; its derivative is 1 everywhere (straight-through)."""
-        return _round(jnp.asarray(x, jnp.float32), self)
+        return straight_through(jnp.asarray(x, jnp.float32), self)
 
 
 def from_float_exponent(fmt: FloatFormat) -> Array:
@@ -151,15 +152,3 @@ def _times_pow2(x: Array, exponent: Array) -> Array:
     significand, e = normalise(x)
     scaled = to_bits(compose(significand, e - 23 + exponent)) | (to_bits(x) & u32(0x80000000))
     return xp.where(magnitude(x) >= u32(0x7F800000), x, from_bits(scaled))
-
-
-@jax.custom_jvp
-def _round(x: jax.Array, fmt: MXFormat) -> jax.Array:
-    return fmt.decode(*fmt.encode(x))
-
-
-@_round.defjvp
-def _round_jvp(
-    primals: tuple[jax.Array, MXFormat], tangents: tuple[jax.Array, MXFormat]
-) -> tuple[jax.Array, jax.Array]:
-    return _round(*primals), tangents[0]
