@@ -14,3 +14,4 @@ from plena_jax.formats.named import Format as Format
 from plena_jax.formats.named import named as named
 from plena_jax.formats.packing import pack as pack
 from plena_jax.formats.packing import unpack as unpack
+from plena_jax.formats.quantizer import Quantizer as Quantizer

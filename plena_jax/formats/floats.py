@@ -8,13 +8,13 @@ from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from plena_jax.bits import Array, float32, quiet, u32
+from plena_jax.bits import Array, array_module, float32, i32, magnitude, quiet, u32
 from plena_jax.errors import FormatError
 from plena_jax.formats import ieee, plena
-from plena_jax.formats.rounding import straight_through
+from plena_jax.formats.rounding import Rounding
+from plena_jax.formats.scaling import limit_times_pow2
 
 Family = Literal["ieee", "plena"]
 Specials = Literal["ieee", "fn", "fnuz", "finite"]
@@ -38,7 +38,7 @@ Specials = Literal["ieee", "fn", "fnuz", "finite"]
     meta_fields=["family"],
 )
 @dataclass(frozen=True)
-class FloatFormat:
+class FloatFormat(Rounding):
     """A float of ``sign`` + ``exponent`` + ``mantissa`` bits, at most as wide as float32.
 
     Every field but ``family`` is a pytree leaf: a Python integer (then the format is hashable and can be a static
@@ -162,9 +162,20 @@ class FloatFormat:
         """float32 values of unsigned integer codes, any shape; of NumPy arrays as NumPy array."""
         return plena.decode(u32(code), self) if self.family == "plena" else ieee.decode(u32(code), self)
 
-    def round(self, x: ArrayLike) -> jax.Array:
-        """float32 ``decode(encode(x))``; its derivative is 1 everywhere (straight-through)."""
-        return straight_through(jnp.asarray(x, jnp.float32), self)
+    def _held(self, x: Array) -> Array:
+        return self.decode(self.encode(x))
+
+    def _largest(self, x: Array) -> tuple[Array, Array]:
+        code = plena.largest(self) if self.family == "plena" else u32(self.largest)
+        largest = magnitude(self.decode(code))
+        xp = array_module(largest, *self.values)
+        if self.family == "ieee":
+            # Decoding rounds what float32 is too coarse for: find it where it is exact, then cut off.
+            bias = xp.minimum(i32(self.bias), 100)
+            exact = magnitude(dataclasses.replace(self, bias=bias).decode(code))
+            exact = limit_times_pow2(exact, bias - i32(self.bias))
+            largest = xp.where(largest <= u32(0x00800000), u32(exact), largest)
+        return largest, xp.where(i32(self.sign) == 1, largest, u32(0))
 
     @property
     def max(self) -> float:

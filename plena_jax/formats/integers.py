@@ -7,18 +7,17 @@ from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from plena_jax.bits import Array, array_module, float32, i32, is_nan, pow2, quiet, u32
+from plena_jax.bits import Array, array_module, float32, i32, is_nan, magnitude, pow2, quiet, u32
 from plena_jax.errors import FormatError
-from plena_jax.formats.rounding import straight_through
+from plena_jax.formats.rounding import Rounding
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["width", "fraction", "sign"], meta_fields=["family"])
 @dataclass(frozen=True)
-class IntFormat:
+class IntFormat(Rounding):
     """An integer of ``width`` bits worth ``code * 2 ** -fraction``.
 
     Attributes:
@@ -73,9 +72,15 @@ class IntFormat:
         value = unsigned if self.family == "plena" else xp.where(i32(self.sign) == 1, signed, unsigned)
         return value * pow2(-i32(self.fraction))
 
-    def round(self, x: ArrayLike) -> jax.Array:
-        """float32 ``decode(encode(x))``; its derivative is 1 everywhere (straight-through)."""
-        return straight_through(jnp.asarray(x, jnp.float32), self)
+    def _held(self, x: Array) -> Array:
+        return self.decode(self.encode(x))
+
+    def _largest(self, x: Array) -> tuple[Array, Array]:
+        xp, width = array_module(self.width, self.fraction, self.sign), i32(self.width)
+        mask = u32(0xFFFFFFFF) >> u32(32 - width)
+        signed = (i32(self.sign) == 1) & (self.family != "plena")
+        largest, lowest = magnitude(self.decode(mask >> u32(signed))), magnitude(self.decode(u32(1) << u32(width - 1)))
+        return largest, xp.where(signed, lowest, u32(0))
 
 
 def _saturate(x: Array, low: float, high: float) -> Array:

@@ -53,6 +53,11 @@ def decode(code: Array, fmt: FloatFormat) -> Array:
     return from_bits(value | (negative << 31))
 
 
+def largest(fmt: FloatFormat) -> Array:
+    """uint32 code, without sign, of the largest finite value: the last one below the top exponent."""
+    return (((u32(1) << u32(fmt.exponent)) - u32(1)) << u32(fmt.mantissa)) - u32(1)
+
+
 def encode(x: Array, fmt: FloatFormat) -> Array:
     """uint32 code of float32 ``x``: plain encoding, docs/machine.md 5.1, for any number of exponent bits up to 8."""
     xp = array_module(x, *fmt.values)
