@@ -171,7 +171,7 @@ class MXFormat(Rounding):
         if not isinstance(self.element, Quantizer):
             return self.decode(*self.encode(x))
         blocks, _, exponent = self._shared(x)
-        return self.element.scaled(exponent[..., None])._held(blocks).reshape(x.shape)
+        return self.element.held_scaled(blocks, exponent[..., None]).reshape(x.shape)
 
     def _largest(self, x: Array) -> tuple[Array, Array]:
         _, largest, exponent = self._shared(x)

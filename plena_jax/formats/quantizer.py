@@ -15,12 +15,14 @@ from plena_jax.errors import FormatError
 from plena_jax.formats.floats import FloatFormat
 from plena_jax.formats.integers import IntFormat
 from plena_jax.formats.rounding import Rounding
-from plena_jax.formats.scaling import bits_times_pow2, limit_times_pow2, pow2_bits
+from plena_jax.formats.scaling import pow2_bits, scale_bits, scale_limit
 
 #: For positive numbers, for negative numbers.
 BySign = tuple[int, int]
 
 _FINITE = INFINITY - 1
+#: As a limit: not even the half of float32's smallest value, 2**-150, whose pattern this would be, is beyond it.
+_NOTHING = -23 << 23
 #: What shows how a format answers overflow, infinity and NaN, positive ones and negative ones, and negative zero.
 _PROBES = u32(np.array([_FINITE, INFINITY, 0x7FC00000]))
 
@@ -65,16 +67,13 @@ class Quantizer(Rounding):
         """The quantizer that rounds as ``fmt`` does; its fields are traced where those of ``fmt`` are.
 
         Raises:
-            FormatError: the "plena" family, formats without zero (scales), fixed point outside float32, powers of two
-                below 2**-127.
+            FormatError: the "plena" family, formats without zero (scales), fixed point outside float32.
         """
         if fmt.family != "ieee":
             raise FormatError(f"a quantizer of the {fmt.family!r} family: only formats of the 'ieee' family have one")
         if isinstance(fmt, FloatFormat):
             if isinstance(fmt.zero, int) and not fmt.zero:
                 raise FormatError(f"e{fmt.exponent}m{fmt.mantissa} without zero cannot hold data: it has no quantizer")
-            if isinstance(fmt.mantissa, int) and isinstance(fmt.bias, int) and not fmt.mantissa and fmt.bias > 128:
-                raise FormatError(f"e{fmt.exponent}m0 with bias {fmt.bias} has no quantizer; allowed: up to 128")
             mantissa, quantum = i32(fmt.mantissa), 1 - i32(fmt.bias) - i32(fmt.mantissa)
             top = i32(u32(fmt.largest) >> u32(fmt.mantissa)) - i32(fmt.bias)
         else:
@@ -91,32 +90,6 @@ class Quantizer(Rounding):
             found = dataclasses.replace(found, limit=_limits(found, fmt))
         return jax.tree.map(lambda v: v if isinstance(v, jax.Array) else int(v), found)
 
-    def scaled(self, exponent: Array) -> Quantizer:
-        """The rounding of ``x * 2 ** exponent`` for the ``x`` of this one, for any exponents: one for each ``x``.
-
-        It equals scaling, rounding and scaling back in float32 where :meth:`check_scalable` has nothing to say.
-        """
-        exponent = i32(exponent)
-
-        def each(scale: Any, pair: BySign) -> Any:
-            return scale(pair[0], exponent), scale(pair[1], exponent)
-
-        # Where nothing fits, what vanishes when it is scaled back to the size of this format is zero before it is seen.
-        least = limit_times_pow2(1, exponent - 1)
-        xp = array_module(exponent, *self.limit)
-        limit = tuple(xp.where(i32(bits) == 0, least, limit_times_pow2(bits, exponent)) for bits in self.limit)
-        return Quantizer(
-            self.mantissa,
-            self.quantum + exponent,
-            self.top + exponent,
-            each(limit_times_pow2, self.largest),
-            limit,
-            each(bits_times_pow2, self.overflow),
-            each(bits_times_pow2, self.infinity),
-            each(bits_times_pow2, self.nan),
-            self.zero,
-        )
-
     def check_scalable(self) -> None:
         """Refuse what MX blocks cannot scale exactly; traced fields pass.
 
@@ -131,19 +104,29 @@ class Quantizer(Rounding):
 
     @quiet
     def _held(self, x: Array) -> Array:
-        xp = array_module(x, *jax.tree.leaves(self))
+        return self.held_scaled(x, None)
+
+    def held_scaled(self, x: Array, exponent: Array | None) -> Array:
+        """``2 ** exponent`` times what ``x * 2 ** -exponent`` becomes: one exponent for each ``x``, None for 0.
+
+        It equals scaling, rounding and scaling back in float32 where :meth:`check_scalable` has nothing to say: what
+        is scaled is the format, because it has few parts.
+        """
+        xp = array_module(x, exponent, *jax.tree.leaves(self))
         bits = i32(to_bits(x))
         body, negative = bits & MAGNITUDE, bits < 0
         # The last kept bit is worth 2 ** max(exponent - mantissa, quantum): so many bits of the pattern go.
-        spare, quantum = 23 - i32(self.mantissa), i32(self.quantum)
+        spare, quantum = 23 - i32(self.mantissa), i32(self.quantum) + (0 if exponent is None else exponent)
         field = xp.maximum(body >> 23, 1)
         # Of subnormals fewer, for formats that have binades down there: a conversion finds the leading bit.
         leading = i32(to_bits(body.astype(np.float32)) >> 23)
         drop = xp.maximum(xp.minimum(spare, leading + (spare - 150)), quantum + 150 - field)
         drop = xp.clip(drop, 0, 23)
         mask = (1 << drop) - 1
-        # When all 23 bits go, the kept bit is the last one of the exponent: even where its parity is that of quantum.
-        odd = ((body ^ ((quantum & 1) << 23)) >> drop) & 1
+        # The parity of a code is that of the last kept bit. When all 23 bits go, that is the last one of the exponent,
+        # even where its parity is that of quantum; of subnormals without mantissa the exponent counts as well.
+        bare = xp.where(i32(self.mantissa) == 0, leading + quantum, 0)
+        odd = ((body >> drop) ^ xp.where(drop == 23, quantum, bare)) & 1
         rounded = (body + ((mask + odd) >> 1)) & ~mask
         # One binade below the smallest value more than 23 bits should have gone.
         rounded = xp.maximum(rounded, pow2_bits(quantum)) | (bits ^ body)
@@ -153,9 +136,12 @@ class Quantizer(Rounding):
             xp.where(negative, i32(pair[1]), i32(pair[0]))
             for pair in (self.limit, self.overflow, self.infinity, self.nan)
         )
-        rounded = xp.where(body > limit, overflow, rounded)
-        special = xp.where(body > INFINITY, nan, infinity)
-        return from_bits(xp.where(body >= INFINITY, special, rounded))
+        answer = xp.where(body > INFINITY, nan, xp.where(body == INFINITY, infinity, overflow))
+        if exponent is None:
+            limit = xp.maximum(limit, 0)
+        else:
+            limit, answer = scale_limit(limit, exponent), scale_bits(answer, exponent)
+        return from_bits(xp.where((body > limit) | (body >= INFINITY), answer, rounded))
 
     def _largest(self, x: Array) -> tuple[Array, Array]:
         return u32(self.largest[0]), u32(self.largest[1])
@@ -174,4 +160,4 @@ def _limits(found: Quantizer, fmt: FloatFormat) -> Any:
     middle = largest + ((1 << drop) >> 1) - xp.where(drop > 0, i32(fmt.largest) & 1, 0)
     middle = xp.where(largest == 0, pow2_bits(found.quantum - 1), middle)
     middle = xp.minimum(middle, _FINITE)
-    return middle, xp.where(i32(fmt.sign) == 1, middle, 0)
+    return middle, xp.where(i32(fmt.sign) == 1, middle, _NOTHING)
