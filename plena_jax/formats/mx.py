@@ -92,8 +92,7 @@ class MXFormat(Rounding):
         Raises:
             FormatError: n is not a multiple of ``block``, or the element is a quantizer.
         """
-        if isinstance(self.element, Quantizer):
-            raise FormatError("an MX format with a quantizer as element rounds only: it has no codes")
+        self._check_codes()
         blocks, largest, exponent = self._shared(float32(x))
         xp = array_module(blocks, *self._values)
         scaled = times_pow2(blocks, -exponent[..., None])
@@ -103,6 +102,10 @@ class MXFormat(Rounding):
         else:
             codes = self.element.encode(scaled)
         return codes.reshape(np.shape(x)), scales
+
+    def _check_codes(self) -> None:
+        if isinstance(self.element, Quantizer):
+            raise FormatError("an MX format with a quantizer as element rounds only: it has no codes")
 
     def _shared(self, x: Array) -> tuple[Array, Array, Array]:
         """Blocks [..., n / block, block] of ``x`` [..., n], their largest magnitudes and their shared exponents."""
@@ -161,7 +164,12 @@ class MXFormat(Rounding):
 
     @quiet
     def decode(self, codes: ArrayLike, scales: ArrayLike) -> Array:
-        """float32 values [..., n] of element codes [..., n] and scale codes [..., n / block]; NumPy in, NumPy out."""
+        """float32 values [..., n] of element codes [..., n] and scale codes [..., n / block]; NumPy in, NumPy out.
+
+        Raises:
+            FormatError: the element is a quantizer.
+        """
+        self._check_codes()
         elements, factors = self.element.decode(codes), self.scale.decode(scales)
         if array_module(elements, factors) is np:
             return elements * np.repeat(factors, self.block, axis=-1)
