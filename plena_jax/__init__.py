@@ -15,6 +15,7 @@ from plena_jax.errors import (
     ConfigError,
     EngineError,
     FormatError,
+    GradientError,
     ImageError,
     MachineFault,
     PlenaError,
@@ -25,6 +26,7 @@ from plena_jax.machine.faults import Fault
 from plena_jax.machine.images import Images
 from plena_jax.machine.resolved import Trace, resolve
 from plena_jax.machine.run import EngineChoice, engine_for, prepare, run
+from plena_jax.machine.segments import Gradient
 from plena_jax.machine.state import LoopStack, MachineState
 from plena_jax.program import Program
 
@@ -39,6 +41,8 @@ __all__ = [
     "Fault",
     "FormatError",
     "Formats",
+    "Gradient",
+    "GradientError",
     "ImageError",
     "Images",
     "Intended",

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from plena_jax.errors import ConfigError
 from plena_jax.formats import FloatFormat, IntFormat, MXFormat
 
@@ -22,12 +24,14 @@ def _key(name: str, default: Any) -> Any:
     return field(default=default, metadata={"key": name})
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Formats:
-    """The PRECISION table: which number format each place holds.
+    """The PRECISION table: which number format each place holds. A pytree, so that ``vmap`` can sweep it.
 
-    ``scalar_fp`` and ``hbm_v_int_type`` are read and written but, as in the hardware model, used by nothing: scalars
-    are always BF16. ``matrix_sram_type`` only encodes the dump: matrix SRAM holds unrounded float32.
+    ``hbm_v_int_type`` is read and written but, as in the hardware model, used by nothing, and so is ``scalar_fp``
+    (scalars are BF16) unless ``Intended.scalar_fp`` is set. ``matrix_sram_type`` only encodes the dump (matrix SRAM
+    holds unrounded float32) unless ``Intended.matrix_sram_type`` is set.
     """
 
     matrix_sram_type: Precision = _key("MATRIX_SRAM_TYPE", BF16)
@@ -97,6 +101,8 @@ class Intended:
         plain_formats: rows of plain HBM formats follow each other without overlap in contiguous mode, 32-bit types
             work, and plain integers are signed, rounded and saturated. (Off: the row step is the number of elements,
             whatever their width, and 32-bit types are refused.)
+        scalar_fp: f registers and FP SRAM hold values of SCALAR_FP. (Off: BF16.)
+        matrix_sram_type: matrix SRAM holds values of MATRIX_SRAM_TYPE. (Off: unrounded.)
     """
 
     masked_reductions: bool = False
@@ -104,6 +110,8 @@ class Intended:
     m_bmv: bool = False
     sub_byte_formats: bool = False
     plain_formats: bool = False
+    scalar_fp: bool = False
+    matrix_sram_type: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,6 +199,9 @@ class MachineConfig:
         vram = vram.element if isinstance(vram, MXFormat) else vram
         if not isinstance(vram, FloatFormat):
             raise ConfigError("PRECISION.VECTOR_SRAM_TYPE", _describe(vram), "must be a float (Fp)")
+        scalar = self.precision.scalar_fp
+        if self.intended.scalar_fp and not isinstance(scalar, FloatFormat):
+            raise ConfigError("PRECISION.SCALAR_FP", _describe(scalar), "must be a float (Fp), not of blocks")
         for key, fmt in (("VECTOR_SRAM_TYPE", vram), ("MATRIX_SRAM_TYPE", self.precision.matrix_sram_type)):
             if not isinstance(fmt, MXFormat) and fmt.bits == 32 and not self.intended.plain_formats:
                 raise ConfigError(

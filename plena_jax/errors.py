@@ -59,6 +59,22 @@ class EngineError(PlenaError, ValueError):
     """An engine was asked for what it cannot do."""
 
 
+class GradientError(PlenaError, ArithmeticError):
+    """A derivative became infinite or NaN on its way back through an instruction; all behind it were finite.
+
+    Attributes:
+        pc: index of the instruction.
+        instruction: its disassembly.
+        tick: instructions that the run had executed before it, modulo 2**32.
+    """
+
+    def __init__(self, pc: int, instruction: str, tick: int) -> None:
+        self.pc, self.instruction, self.tick = pc, instruction, tick
+        super().__init__(
+            f"pc {pc}: {instruction}: the derivative of this instruction (number {tick} of the run) is infinite or NaN"
+        )
+
+
 class MachineFault(PlenaError, RuntimeError):
     """The machine stopped at an instruction it cannot execute.
 

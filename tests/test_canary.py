@@ -13,8 +13,9 @@ import pytest
 
 import plena_jax as pj
 from plena_jax import MachineConfig, MachineState
-from plena_jax.machine.datapath import execute, pack_memories
+from plena_jax.machine.datapath import execute
 from plena_jax.machine.layout import Layout
+from plena_jax.machine.memories import pack_memories
 
 
 @pytest.fixture(scope="module")

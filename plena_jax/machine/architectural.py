@@ -23,13 +23,14 @@ from plena_jax.machine import lanes
 from plena_jax.machine.ahead import Ahead, integers_of
 from plena_jax.machine.compiled import CHUNK, Datapath, padded
 from plena_jax.machine.control import Stop, control_loop, put
-from plena_jax.machine.datapath import Memories, execute, pack_memories, unpack_memories
+from plena_jax.machine.datapath import execute
 from plena_jax.machine.decode import Column, Table
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.lanes import Side
+from plena_jax.machine.memories import Memories, pack_memories, unpack_memories
 from plena_jax.machine.plan import plan
 from plena_jax.machine.semantics.registry import Stage
-from plena_jax.machine.state import INTEGER_FIELDS, MachineState
+from plena_jax.machine.state import INTEGER_FIELDS, MachineState, allocated_hbm
 from plena_jax.machine.transfer import add64
 from plena_jax.program import Program
 
@@ -58,7 +59,7 @@ def run_concrete(
     begin = int(state.ticks)
     ahead = Ahead(program, config, integers_of(state), limit)
     datapath = Datapath(config, state, donate)
-    for records in ahead.pieces(state.vram.shape[0], state.hbm.shape[0]):
+    for records in ahead.pieces(state.vram.shape[0], allocated_hbm(state.hbm, config)):
         if ahead.waits:
             datapath.int_sram = ahead.int_sram
         datapath.execute(padded(records, CHUNK + 1), len(records))
@@ -100,7 +101,7 @@ class _Carry(NamedTuple):
 
 
 def _run(table: Table, state: MachineState, limit: jax.Array, config: MachineConfig, topk: bool) -> Result:
-    vram_rows, hbm_bytes = state.vram.shape[0], state.hbm.shape[0]
+    vram_rows, hbm_bytes = state.vram.shape[0], allocated_hbm(state.hbm, config)
     until = state.ticks + limit.astype(jnp.uint32)
 
     def body(c: _Carry) -> _Carry:

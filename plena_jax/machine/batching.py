@@ -37,21 +37,33 @@ def in_groups(function: Callable[..., Any], data: Any, program: Any) -> Any:
     @run.def_vmap
     def rule(axis_size: int, batched: Any, data: Any, program: Any) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten((data, program))
-        flags = jax.tree.leaves(batched)
 
-        def one(lanes: list[Any]) -> Any:
-            lane = iter(lanes)
-            merged = [next(lane) if is_lane else leaf for leaf, is_lane in zip(leaves, flags, strict=True)]
-            data, program = jax.tree.unflatten(structure, merged)
+        def one(leaves: list[Any]) -> Any:
+            data, program = jax.tree.unflatten(structure, leaves)
             return function(data, *program)
 
-        lanes = [leaf for leaf, is_lane in zip(leaves, flags, strict=True) if is_lane]
-        if any(jax.tree.leaves(batched[1])):
-            result = lax.map(one, lanes)
-        elif jax.default_backend() == "cpu" and axis_size > CPU_LANES:
-            result = lax.map(one, lanes, batch_size=CPU_LANES)
-        else:
-            result = jax.vmap(one)(lanes)
+        result = map_lanes(one, leaves, jax.tree.leaves(batched), any(jax.tree.leaves(batched[1])))
         return result, jax.tree.map(lambda _: True, result)
 
     return run(data, program)
+
+
+def map_lanes(function: Callable[[list[Any]], Any], leaves: list[Any], flags: list[bool], sequential: bool) -> Any:
+    """``function`` of a list of arrays for each lane, in groups on CPU.
+
+    Args:
+        function: of one lane.
+        leaves, flags: arrays, and which of them have a lane axis in front.
+        sequential: one lane after the other.
+    """
+
+    def one(lanes: list[Any]) -> Any:
+        lane = iter(lanes)
+        return function([next(lane) if is_lane else leaf for leaf, is_lane in zip(leaves, flags, strict=True)])
+
+    lanes = [leaf for leaf, is_lane in zip(leaves, flags, strict=True) if is_lane]
+    if sequential:
+        return lax.map(one, lanes)
+    if jax.default_backend() == "cpu" and lanes[0].shape[0] > CPU_LANES:
+        return lax.map(one, lanes, batch_size=CPU_LANES)
+    return jax.vmap(one)(lanes)

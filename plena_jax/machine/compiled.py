@@ -17,7 +17,8 @@ import numpy as np
 from plena_jax.bits import Array
 from plena_jax.config import MachineConfig
 from plena_jax.machine.control import LOG_ROWS
-from plena_jax.machine.datapath import Memories, execute, pack_memories, unpack_memories
+from plena_jax.machine.datapath import execute
+from plena_jax.machine.memories import Memories, pack_memories, unpack_memories
 from plena_jax.machine.record import WIDTH
 from plena_jax.machine.state import INTEGER_FIELDS, MachineState
 
@@ -99,7 +100,7 @@ _compilations: dict[tuple[Any, ...], Future[Any]] = {}
 
 
 def _key(config: MachineConfig, vram: Array, hbm: Array) -> tuple[Any, ...]:
-    return config, vram.shape, hbm.shape, jax.default_backend()
+    return config, vram.shape, hbm.shape, hbm.dtype, jax.default_backend()
 
 
 def compile_ahead(config: MachineConfig, state: MachineState) -> None:

@@ -12,7 +12,7 @@ from plena_jax.errors import MachineFault
 from plena_jax.isa import BY_OPCODE, TOPK_POLICIES, Field, Instruction, Kind, Operand, Space
 from plena_jax.isa.instruction import OPCODE_MASK, REGISTERS
 from plena_jax.machine.faults import Fault
-from plena_jax.machine.state import LOOPS_PER_REGISTER, MachineState
+from plena_jax.machine.state import LOOPS_PER_REGISTER, MachineState, allocated_hbm
 from plena_jax.machine.transfer import Transfers
 from plena_jax.program import Program
 
@@ -77,7 +77,7 @@ def _why(code: Fault, entry: Instruction, word: int, state: MachineState, config
             f"{config.hbm_size} bytes (HBM_SIZE)",
         )
     if code in (Fault.VRAM_UNALLOCATED, Fault.HBM_UNALLOCATED):
-        rows, size = state.vram.shape[0], state.hbm.shape[0]
+        rows, size = state.vram.shape[0], allocated_hbm(state.hbm, config)
         memory = f"VRAM ({rows} rows)" if code is Fault.VRAM_UNALLOCATED else f"HBM ({size} bytes)"
         return _Why(
             f"needs more than the state has allocated of {memory}", limit="MachineState.grown, or run outside jit"

@@ -29,8 +29,8 @@ class Images:
     """Byte images of memories, each from address 0.
 
     As input: ``fp_sram`` holds IEEE float16, ``int_sram`` little-endian 32-bit words, ``vram`` packed VECTOR_SRAM_TYPE
-    elements. As output of :meth:`of`: ``fp_sram`` holds BF16 (so is the emulator's dump), ``mram`` packed
-    MATRIX_SRAM_TYPE.
+    elements. As output of :meth:`of`: ``fp_sram`` holds BF16 (so is the emulator's dump; SCALAR_FP where that is
+    intended), ``mram`` packed MATRIX_SRAM_TYPE.
     """
 
     hbm: bytes = b""
@@ -59,10 +59,20 @@ class Images:
 
     @classmethod
     def of(cls, config: MachineConfig, state: MachineState) -> Images:
-        """The images that the emulator would dump, VRAM and HBM over what is allocated."""
+        """The images that the emulator would dump, VRAM and HBM over what is allocated.
+
+        Raises:
+            ImageError: HBM shows its values face.
+        """
+        if state.has_values:
+            raise ImageError(
+                "HBM: values have no bytes without the layout of their tensors; plena_jax.hbm.to_bytes makes them"
+            )
         return cls(
             hbm=np.asarray(state.hbm).tobytes(),
-            fp_sram=(np.asarray(state.fp_sram).view(np.uint32) >> 16).astype("<u2").tobytes(),
+            fp_sram=_packed(state.fp_sram, _element(config.precision.scalar_fp))
+            if config.intended.scalar_fp
+            else (np.asarray(state.fp_sram).view(np.uint32) >> 16).astype("<u2").tobytes(),
             int_sram=np.asarray(state.int_sram).astype("<u4").tobytes(),
             vram=_packed(state.vram, vram_format(config)),
             mram=_packed(state.mram, _element(effective(config.precision.matrix_sram_type, config.intended))),
@@ -119,15 +129,18 @@ def vram_values(config: MachineConfig, values: Any, rows: int) -> np.ndarray:
 
 
 @quiet
-def scalar_values(values: Any) -> np.ndarray:
-    """float32 [n] of BF16 values from floats, rounded as the emulator rounds its FP SRAM preload."""
+def scalar_values(values: Any, config: MachineConfig) -> np.ndarray:
+    """float32 [n] of values of FP SRAM from floats, rounded as the emulator rounds its preload."""
     array = np.asarray(values)
     if array.ndim != 1 or array.size > SRAM_ENTRIES or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ImageError(
             f"FP SRAM: contents are {array.dtype} {array.shape}; allowed: a one-dimensional float array of at most "
             f"{SRAM_ENTRIES} entries"
         )
-    return plena.round_scalar(array.astype(np.float32))
+    fmt, array = config.precision.scalar_fp, array.astype(np.float32)
+    if not config.intended.scalar_fp or not isinstance(fmt, FloatFormat):
+        return plena.round_scalar(array)
+    return fmt.decode(fmt.encode(array))
 
 
 def words(values: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ from plena_jax.isa import Field
 from plena_jax.machine.control import LOG_COLUMNS
 from plena_jax.machine.decode import Column, Slot, Special, Table, column
 from plena_jax.machine.faults import Fault
-from plena_jax.machine.record import WIDTH, Record
+from plena_jax.machine.record import Record
 from plena_jax.machine.transfer import add64, blocks_touched, element_address, scale_address
 
 _FIELDS = {Field.RD: "d", Field.RS1: "x", Field.RS2: "y"}
@@ -204,9 +204,9 @@ def _records(
         Record.FRESH: (log["fresh"] & touched) != 0,
         Record.PC: log["pc"],
         Record.TICK: log["tick"],
+        Record.SLOT: xp.zeros_like(rd_row),
     }
     stacked = [columns[r].astype(np.uint32) for r in Record]
-    stacked += [xp.zeros_like(stacked[0])] * (WIDTH - len(stacked))
     return xp.stack(stacked, axis=1).view(np.int32), fault, vram_top
 
 

@@ -38,6 +38,8 @@ class Record(enum.IntEnum):
     PC = 13
     #: Instructions executed before this one, modulo 2**32.
     TICK = 14
+    #: Parts of the same stage before this record, where a journal is kept.
+    SLOT = 15
 
 
 WIDTH = 16
@@ -70,6 +72,7 @@ class Step(NamedTuple):
     mask: jax.Array
     argument: jax.Array
     fresh: jax.Array
+    slot: jax.Array
     part: jax.Array
 
     def has(self, flag: Flag) -> jax.Array:

@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plena_jax.config import MachineConfig
+from plena_jax.config import Formats, MachineConfig
 from plena_jax.machine.ahead import Ahead, add_wide, integers_of
 from plena_jax.machine.compiled import CHUNK, Datapath, padded
-from plena_jax.machine.datapath import execute, pack_memories, unpack_memories
+from plena_jax.machine.differentiate import run_segments
 from plena_jax.machine.faults import Fault
+from plena_jax.machine.memories import pack_memories, unpack_memories
 from plena_jax.machine.record import WIDTH
+from plena_jax.machine.segments import Gradient, cut
 from plena_jax.machine.state import INTEGER_FIELDS, LoopStack, MachineState
 from plena_jax.program import Program
 
@@ -70,7 +72,9 @@ class Trace:
     def chunks(self) -> list[tuple[jax.Array, int]]:
         """The records on the device, in pieces of one shape, each with the number that counts."""
         pieces = [self.records[i : i + CHUNK] for i in range(0, len(self), CHUNK)]
-        return [(jnp.asarray(padded(piece, CHUNK + 1)), len(piece)) for piece in pieces]
+        # Kept beyond the ``jit`` that may be around the first run.
+        with jax.ensure_compile_time_eval():
+            return [(jnp.asarray(padded(piece, CHUNK + 1)), len(piece)) for piece in pieces]
 
 
 # -- resolving --------------------------------------------------------------------------------------------------------
@@ -175,7 +179,12 @@ def _resolve(
 
 
 def run_trace(
-    trace: Trace, state: MachineState, donate: bool = False, progress: Callable[[int], None] | None = None
+    trace: Trace,
+    state: MachineState,
+    donate: bool = False,
+    progress: Callable[[int], None] | None = None,
+    precision: Formats | None = None,
+    gradient: Gradient | None = None,
 ) -> MachineState:
     """Run a trace on the memories of ``state``, whose integers must be those that it was resolved for.
 
@@ -186,11 +195,13 @@ def run_trace(
         state: with at least ``trace.vram_rows`` and ``trace.hbm_bytes`` allocated.
         donate: the memories of ``state`` may be overwritten, which saves a copy.
         progress: called with the number of records run.
+        precision: formats that replace those of the configuration.
+        gradient: how to differentiate.
     """
     config, integers = trace.config, _integers_after(trace, integers_of(state))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
-        records = jnp.asarray(padded(trace.records, len(trace) + 1))
-        memories = execute(config, pack_memories(config, state), records, jnp.int32(len(trace)))
+    if precision is not None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
+        plan, segments = cut(trace.records, state, config, gradient or Gradient(), trace.program)
+        memories = run_segments(plan, pack_memories(config, state), precision, segments)
         final = unpack_memories(config, memories, state, jnp.uint32(trace.fresh)).replace(**integers)
         return final.replace(int_sram=jnp.where(trace.unknown, memories.int_sram, trace.end.int_sram))
     datapath = Datapath(config, state, donate)

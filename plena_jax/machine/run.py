@@ -11,15 +11,19 @@ import numpy as np
 from jax import lax
 from numpy.typing import ArrayLike
 
-from plena_jax.config import MachineConfig
+from plena_jax.config import Formats, MachineConfig
 from plena_jax.errors import EngineError
+from plena_jax.formats import FloatFormat, Quantizer
 from plena_jax.machine.architectural import run_concrete, run_traced
 from plena_jax.machine.compiled import compile_ahead, compile_all
 from plena_jax.machine.decode import decode
+from plena_jax.machine.differentiate import refuse
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
 from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
+from plena_jax.machine.segments import Gradient
 from plena_jax.machine.state import (
+    FLOAT_FIELDS,
     INTEGER_FIELDS,
     MachineState,
     allocate,
@@ -114,11 +118,15 @@ def run(
     throw: bool = True,
     donate: bool = False,
     progress: Progress | None = None,
+    precision: Formats | None = None,
+    gradient: Gradient | None = None,
 ) -> MachineState:
     """Run a program from ``state.pc`` until it ends, and return the final state.
 
-    Works inside ``jit`` and ``vmap``; there a fault is only recorded in ``state.status`` (see :class:`Fault`), and
-    memories do not grow. Both engines end in the same state, bit for bit.
+    Works inside ``jit`` and ``vmap``; there a fault is only recorded in ``state.status`` (see :class:`Fault`), and on
+    the architectural engine memories do not grow. Both engines end in the same state, bit for bit. On the resolved
+    engine a run can be differentiated with respect to VRAM, matrix and FP SRAM, f registers, accumulators and the
+    values face of HBM.
 
     Args:
         program: a :class:`Program`, or its machine words.
@@ -131,6 +139,10 @@ def run(
         throw: raise a fault as an exception.
         donate: the memories of ``state`` may be overwritten; it cannot be used again. Saves a copy of VRAM and HBM.
         progress: called now and then with the number of instructions executed.
+        precision: formats that replace those of ``config`` wherever a value is rounded, traced or not, so that ``vmap``
+            sweeps them. HBM must show its values face, and lies where the formats of ``config`` put it. Resolved engine
+            only.
+        gradient: how the run is differentiated.
 
     Raises:
         MachineFault: an instruction could not be executed. ``fault.state`` is the machine before it.
@@ -141,11 +153,15 @@ def run(
     state = MachineState.create(config) if state is None else state
     program = _program(program)
     _check(state, config, max_instructions)
-    if not _is_tracing():
+    if precision is not None:
+        _check_precision(precision, state)
+    elif not _is_tracing() and not _is_traced(state):
         compile_ahead(config, state)
     choice = engine_for(program, state, config, engine, max_instructions)
     if choice.trace is not None:
-        final = _run_resolved(choice.trace, state, donate, progress)
+        final = _run_resolved(choice.trace, state, donate, progress, precision, gradient)
+    elif precision is not None:
+        raise EngineError(f"precision: needs the resolved engine, but {choice.reason}")
     else:
         final = _run_architectural(program, state, config, max_instructions, donate, progress)
     concrete = not isinstance(final.status, jax.core.Tracer)
@@ -169,11 +185,30 @@ def _check(state: MachineState, config: MachineConfig, max_instructions: int | N
         raise EngineError(f"max_instructions {max_instructions}; allowed: 0 to 2**31 - 1")
 
 
-def _run_resolved(trace: Trace, state: MachineState, donate: bool, progress: Progress | None) -> MachineState:
+def _check_precision(precision: Formats, state: MachineState) -> None:
+    if not state.has_values:
+        raise EngineError(
+            "precision: bytes of HBM have the configuration's formats; start from the values face "
+            "(MachineState.create(hbm=<float32 array>), see plena_jax.hbm)"
+        )
+    for place in ("vector_sram_type", "scalar_fp"):
+        fmt = getattr(precision, place)
+        if not isinstance(fmt, (FloatFormat, Quantizer)):
+            raise EngineError(f"precision: {place} is {type(fmt).__name__}; this place can hold a float format only")
+
+
+def _run_resolved(
+    trace: Trace,
+    state: MachineState,
+    donate: bool,
+    progress: Progress | None,
+    precision: Formats | None,
+    gradient: Gradient | None,
+) -> MachineState:
     grown = allocate(state, trace.config, trace.vram_rows, trace.hbm_bytes)
     ratio = trace.instructions / max(len(trace), 1)
     report = None if progress is None else lambda done: progress(int(done * ratio))
-    return run_trace(trace, grown, donate, report)
+    return run_trace(trace, grown, donate, report, precision, gradient)
 
 
 def _run_architectural(
@@ -184,8 +219,14 @@ def _run_architectural(
     donate: bool,
     progress: Progress | None,
 ) -> MachineState:
-    if _is_tracing() or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
+    if _is_tracing() or _is_traced(state):
         table = jax.tree.map(jnp.asarray, decode(program, config))
+        floats = refuse(
+            "they need the resolved engine: the program must not depend on data, and registers, loops and INT SRAM of "
+            "the state must not be traced (pass memories as arguments and put them in with MachineState.replace)",
+            {name: getattr(state, name) for name in FLOAT_FIELDS},
+        )
+        state = state.replace(**floats)
         return run_traced(table, state, jnp.int32(-1 if limit is None else limit), config)[0]
     begin, done = state.instructions, 0
     while True:
@@ -196,6 +237,10 @@ def _run_architectural(
             return state
         done = state.instructions - begin
         state, donate = grow(state, config, needed), True
+
+
+def _is_traced(state: MachineState) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
 
 
 def _is_tracing() -> bool:

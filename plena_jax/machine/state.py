@@ -16,6 +16,7 @@ from plena_jax.errors import EngineError, ImageError
 from plena_jax.isa import SRAM_ENTRIES, Unit
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.images import Images, image_error, scalar_values, vram_values, words
+from plena_jax.machine.transfer import cell_bits
 
 #: Loops that may be open on one loop register at a time.
 LOOPS_PER_REGISTER = 8
@@ -68,7 +69,8 @@ class MachineState:
         mram: float32 [tiles, MLEN, MLEN], unrounded.
         fp_sram: float32 [1024], BF16 values.
         int_sram: uint32 [1024].
-        hbm: uint8 [bytes], from address 0; what lies beyond reads as zero.
+        hbm: from address 0; what lies beyond reads as zero. Two faces: uint8 [bytes], what the hardware holds, or
+            float32 [cells], the values of the elements (see :mod:`plena_jax.hbm`), which have derivatives.
         gp: uint32 [16].
         f: float32 [8], BF16 values.
         a: uint32 [16, 2], low and high word of the HBM address registers.
@@ -130,28 +132,31 @@ class MachineState:
         Args:
             config: the machine.
             vram: float array, [rows, VLEN] or flat, from row 0; rounded to VECTOR_SRAM_TYPE.
-            fp_sram: float array of at most 1024 entries; rounded to BF16.
+            fp_sram: float array of at most 1024 entries; rounded to BF16 (SCALAR_FP where that is intended).
             int_sram: integers 0 .. 2**32 - 1, at most 1024.
-            hbm: bytes, or a uint8 array, from address 0.
+            hbm: bytes, or a uint8 array, from address 0; or the values face, a float32 array, traced or not.
             vram_rows: rows to allocate, by default up to 4 MiB; grows on demand.
             hbm_bytes: bytes to allocate, by default what the image needs; grows on demand.
 
         Raises:
             ImageError: contents larger than the memory, wrong dtype, or an allocation beyond the configuration.
         """
-        state = cls._reset(config, vram_rows, hbm_bytes, _size(vram, config.vlen), _size(hbm, 1))
+        contents = None if hbm is None else _hbm(hbm)
+        unit = 1 if contents is None or contents.dtype == np.uint8 else 8 // cell_bits(config)
+        used = 0 if contents is None else -(-contents.shape[0] // unit)
+        state = cls._reset(config, vram_rows, hbm_bytes, _size(vram, config.vlen), used)
         if vram is not None:
             rows = vram_values(config, vram, state.vram.shape[0])
             state = dataclasses.replace(state, vram=state.vram.at[: rows.shape[0]].set(rows))
         if fp_sram is not None:
-            values = scalar_values(fp_sram)
+            values = scalar_values(fp_sram, config)
             state = dataclasses.replace(state, fp_sram=state.fp_sram.at[: len(values)].set(values))
         if int_sram is not None:
             entries = words(int_sram)
             state = dataclasses.replace(state, int_sram=state.int_sram.at[: len(entries)].set(entries))
-        if hbm is not None:
-            data = _bytes(hbm)
-            state = dataclasses.replace(state, hbm=state.hbm.at[: len(data)].set(data))
+        if contents is not None:
+            memory = jnp.zeros(state.hbm.shape[0] * unit, contents.dtype)
+            state = dataclasses.replace(state, hbm=memory.at[: contents.shape[0]].set(contents))
         return state
 
     @classmethod
@@ -222,14 +227,19 @@ class MachineState:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 
-    def grown(self, vram_rows: int, hbm_bytes: int) -> MachineState:
-        """The same state with at least so many VRAM rows and HBM bytes allocated; the new ones are zero."""
+    def grown(self, vram_rows: int, hbm_size: int) -> MachineState:
+        """The same state with at least so many VRAM rows and HBM bytes (or cells) allocated; the new ones are zero."""
         more_rows = max(vram_rows - self.vram.shape[-2], 0)
-        more_bytes = max(hbm_bytes - self.hbm.shape[-1], 0)
-        if not more_rows and not more_bytes:
+        more = max(hbm_size - self.hbm.shape[-1], 0)
+        if not more_rows and not more:
             return self
         vram = jnp.pad(self.vram, [(0, more_rows), (0, 0)])
-        return dataclasses.replace(self, vram=vram, hbm=jnp.pad(self.hbm, (0, more_bytes)))
+        return dataclasses.replace(self, vram=vram, hbm=jnp.pad(self.hbm, (0, more)))
+
+    @property
+    def has_values(self) -> bool:
+        """Whether HBM shows its values face."""
+        return self.hbm.dtype == np.float32
 
     @property
     def fault(self) -> Fault:
@@ -288,13 +298,14 @@ def _size(contents: Any, unit: int) -> int:
     return -(-(len(contents) if isinstance(contents, (bytes, bytearray, memoryview)) else np.size(contents)) // unit)
 
 
-def _bytes(hbm: Any) -> np.ndarray:
+def _hbm(hbm: Any) -> Array:
     if isinstance(hbm, (bytes, bytearray, memoryview)):
         return np.frombuffer(hbm, np.uint8)
-    data = np.asarray(hbm)
-    if data.dtype != np.uint8 or data.ndim != 1:
+    data = hbm if isinstance(hbm, jax.Array) else np.asarray(hbm)
+    if data.dtype not in (np.uint8, np.float32) or data.ndim != 1:
         raise ImageError(
-            f"HBM: contents are {data.dtype} {data.shape}; allowed: bytes, or a one-dimensional uint8 array"
+            f"HBM: contents are {data.dtype} {data.shape}; allowed: bytes, a one-dimensional uint8 array, or for the "
+            "values face a one-dimensional float32 array"
         )
     return data
 
@@ -314,6 +325,12 @@ def hbm_allocation(config: MachineConfig, size: int) -> int:
     return min(max(_power_of_two(size), _DEFAULT_HBM), config.hbm_size, max(MAX_ALLOCATED_HBM - 64, size))
 
 
+def allocated_hbm(hbm: Array, config: MachineConfig) -> int:
+    """Bytes of HBM that a state's array, of either face, stands for."""
+    size: int = hbm.shape[0]
+    return size if hbm.dtype == np.uint8 else size * cell_bits(config) // 8
+
+
 def allocate(state: MachineState, config: MachineConfig, rows: int, size: int) -> MachineState:
     """``state`` with at least ``rows`` of VRAM and ``size`` bytes of HBM allocated, in few different sizes.
 
@@ -326,8 +343,13 @@ def allocate(state: MachineState, config: MachineConfig, rows: int, size: int) -
             "(indices are 32-bit)"
         )
     more_rows = vram_allocation(config, rows) if rows > state.vram.shape[0] else state.vram.shape[0]
-    more_bytes = hbm_allocation(config, size) if size > state.hbm.shape[0] else state.hbm.shape[0]
-    return state.grown(more_rows, more_bytes)
+    held, unit = allocated_hbm(state.hbm, config), 8 // cell_bits(config) if state.has_values else 1
+    more = hbm_allocation(config, size) * unit if size > held else state.hbm.shape[0]
+    if more >= MAX_ALLOCATED_HBM:
+        raise EngineError(
+            f"HBM: {more} cells for {size} bytes; a state can hold {MAX_ALLOCATED_HBM - 1} (indices are 32-bit)"
+        )
+    return state.grown(more_rows, more)
 
 
 def grow(state: MachineState, config: MachineConfig, needed: int) -> MachineState:

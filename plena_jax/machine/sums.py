@@ -240,7 +240,7 @@ def _row_sum(rows: jax.Array) -> jax.Array:
     return total
 
 
-@jax.jit
+@_differentiable(lambda rows: rows.max(axis=-1))
 def row_max(rows: jax.Array) -> jax.Array:
     """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the reference's one."""
     order, rank, bits = _max_order(rows.shape[1]), jnp.asarray(_max_rank(rows.shape[1])), to_bits(rows)

@@ -19,18 +19,19 @@ from plena_jax.isa import BY_OPCODE, TOPK_POLICIES, Field
 from plena_jax.isa.instruction import OPCODE_MASK
 from plena_jax.machine import lanes
 from plena_jax.machine.control import Stop, control_loop, put
-from plena_jax.machine.datapath import Memories, execute, pack_memories, unpack_memories
+from plena_jax.machine.datapath import execute
 from plena_jax.machine.decode import Table, decode
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
 from plena_jax.machine.lanes import Side
 from plena_jax.machine.layout import Layout
+from plena_jax.machine.memories import Memories, pack_memories, unpack_memories
 from plena_jax.machine.plan import plan
 from plena_jax.machine.record import Flag, Record
 from plena_jax.machine.semantics import Stage, branches
 from plena_jax.machine.semantics.control import ALU
 from plena_jax.machine.semantics.matrix import wide_rows
-from plena_jax.machine.state import MachineState, grow
+from plena_jax.machine.state import MachineState, allocated_hbm, grow
 from plena_jax.machine.transfer import Transfers, add64
 from plena_jax.machine.view import block_of
 from plena_jax.program import Program
@@ -118,7 +119,7 @@ class _Seen(NamedTuple):
 
 @partial(jax.jit, static_argnames="config")
 def _steps(table: Table, carry: _Carry, config: MachineConfig) -> tuple[_Carry, _Seen]:
-    vram_rows, hbm_bytes = carry.memories.vram.shape[0], carry.memories.hbm.shape[0]
+    vram_rows, hbm_bytes = carry.memories.vram.shape[0], allocated_hbm(carry.memories.hbm, config)
     layout = Layout(config)
 
     def step(carry: _Carry, _: None) -> tuple[_Carry, _Seen]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -107,6 +108,11 @@ class Transfer:
         ratio = max(bits * fmt.block // scale_bits, 1)
         return cls(fmt, lanes, bits * lanes // 8, scales * scale_bits // 8, ratio, row_step, problem)
 
+    @property
+    def bits(self) -> int:
+        """Width of an element."""
+        return self.fmt.element.bits if isinstance(self.fmt, MXFormat) else self.fmt.bits
+
     def decode(self, elements: jax.Array, scales: jax.Array) -> jax.Array:
         """float32 [n, lanes] from bytes [n, element_bytes] and [n, scale_bytes]."""
         if not isinstance(self.fmt, MXFormat):
@@ -152,6 +158,31 @@ class Transfers:
             (Transfer.of(config, p.hbm_m_weight_type), Transfer.of(config, p.hbm_m_kv_type)),
             (Transfer.of(config, p.hbm_v_act_type), Transfer.of(config, p.hbm_v_kv_type)),
         )
+
+
+# -- the values face --------------------------------------------------------------------------------------------------
+
+
+def cell_bits(config: MachineConfig) -> int:
+    """Bits of HBM that one cell of the values face stands for: 8, or less if elements begin inside bytes."""
+    transfers = Transfers.of(config)
+    return math.gcd(8, *(t.bits for t in (*transfers.matrix, *transfers.vector) if not t.problem))
+
+
+def cells_of(transfer: Transfer, unit: int, low: Array, high: Array) -> tuple[Array, Array]:
+    """int32 [n, lanes] cells of the elements of rows at addresses [n], and whether int32 holds them.
+
+    Args:
+        transfer: the format.
+        unit: bits of a cell, see :func:`cell_bits`.
+        low, high: uint32 [n], addresses of the rows in bytes.
+    """
+    xp, per_byte = array_module(low), np.uint32(8 // unit)
+    offset = np.arange(transfer.lanes, dtype=np.uint32) * np.uint32(transfer.bits // unit)
+    index = low[:, None] * per_byte + offset
+    limit = np.uint32((1 << 31) // int(per_byte) - 1)
+    there = (high[:, None] == 0) & (low[:, None] <= limit) & (index <= np.uint32((1 << 31) - 1))
+    return xp.where(there, index, np.uint32(0)).astype(np.int32), there
 
 
 # -- 64-bit addresses as pairs of uint32, NumPy arrays or traced ones -------------------------------------------------

@@ -11,11 +11,10 @@ import numpy as np
 from jax import lax
 
 from plena_jax.bits import u32
-from plena_jax.config import MachineConfig
-from plena_jax.formats import plena
+from plena_jax.config import Formats, MachineConfig
+from plena_jax.machine import rounding
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.record import Flag, Step
-from plena_jax.machine.transfer import vram_format
 
 
 def block_of(
@@ -29,20 +28,25 @@ def block_of(
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["vram", "cells", "hbm", "m_accum", "careful"],
-    meta_fields=["config"],
+    data_fields=["vram", "cells", "hbm", "m_accum", "careful", "precision"],
+    meta_fields=["config", "clipped"],
 )
 @dataclass(frozen=True)
 class View:
     """Read access to the memories of a running machine.
 
+    A semantic function reads memories through :meth:`rows`, :meth:`block` and :meth:`hbm_values` only (bytes of HBM,
+    which have no derivative, apart): the adjoint replays it with the rows that it has read.
+
     Attributes:
         config: the machine.
         vram: float32 [rows, VLEN].
         cells: float32 [rows, VLEN], see :class:`~plena_jax.machine.layout.Layout`.
-        hbm: uint8 [bytes].
+        hbm: uint8 [bytes], or float32 [cells] on the values face.
         m_accum: float32 [BLEN, BLEN].
         careful: bool [], whether matrix SRAM may hold what fast sums exclude.
+        precision: formats that replace those of the configuration, traced or not; None for none.
+        clipped: roundings have derivative 0 where they saturate.
     """
 
     config: MachineConfig
@@ -51,15 +55,25 @@ class View:
     hbm: jax.Array
     m_accum: jax.Array
     careful: jax.Array | bool = True
+    precision: Formats | None = None
+    clipped: bool = False
 
     @cached_property
     def layout(self) -> Layout:
         """Where things are in ``cells``."""
         return Layout(self.config)
 
-    def row(self, row: jax.Array) -> jax.Array:
-        """float32 [VLEN]: a vector SRAM row."""
-        return self.rows(row, 1)[0]
+    @property
+    def has_values(self) -> bool:
+        """Whether HBM shows its values face."""
+        return self.hbm.dtype == jnp.float32
+
+    @property
+    def vram_rows(self) -> int:
+        """Rows allocated."""
+        return self.vram.shape[0]
+
+    # -- memories -----------------------------------------------------------------------------------------------------
 
     def rows(self, row: jax.Array, rows: int, lane: jax.Array | int = 0, lanes: int | None = None) -> jax.Array:
         """float32 [rows, lanes] of vector SRAM."""
@@ -69,24 +83,38 @@ class View:
         """float32 [rows, lanes] of ``cells``."""
         return block_of(self.cells, row, rows, lane, lanes)
 
+    def hbm_values(self, index: jax.Array, there: jax.Array) -> jax.Array:
+        """float32 [n, lanes] of HBM cells int32 [n, lanes]; zero where not ``there``. Values face only."""
+        return jnp.where(there, self.hbm.at[index].get(mode="promise_in_bounds"), jnp.float32(0))
+
+    # -- operands -----------------------------------------------------------------------------------------------------
+
+    def row(self, row: jax.Array) -> jax.Array:
+        """float32 [VLEN]: a vector SRAM row."""
+        return self.rows(row, 1)[0]
+
     def scalar(self, row: jax.Array, lane: jax.Array) -> jax.Array:
         """float32 []: an f register or an SRAM entry."""
         return self.block(row, 1, lane, 1)[0, 0]
 
     def operand(self, step: Step, name: str) -> jax.Array:
         """float32 [VLEN]: a vector SRAM row, or a scalar in every lane; ``name`` is "rs1" or "rs2"."""
-        row, lane = getattr(step, name), getattr(step, f"{name}_lane")
-        return _operand(self.vram, self.cells, step.has(Flag[f"{name.upper()}_VRAM"]), row, lane)
+        row, lane, zero = getattr(step, name), getattr(step, f"{name}_lane"), jnp.int32(0)
+        in_vram = step.has(Flag[f"{name.upper()}_VRAM"])
+        scalar = self.scalar(jnp.where(in_vram, zero, row), jnp.where(in_vram, zero, lane))
+        return jnp.where(in_vram, self.row(jnp.where(in_vram, row, zero)), scalar)
 
-    @cached_property
+    @property
     def bmm_scale(self) -> jax.Array:
         """float32 []: the broadcast scale."""
-        return self.cells[self.layout.bmm_scale, 0]
+        return self.block(self.layout.bmm_scale, 1, 0, 1)[0, 0]
 
     def active(self, step: Step) -> jax.Array:
         """bool [VLEN]: lanes whose head slot is selected by the step's mask (bit h modulo 32 for slot h)."""
         slots = np.arange(self.config.vlen, dtype=np.uint32) // np.uint32(self.config.hlen) % np.uint32(32)
         return (u32(step.mask) >> jnp.asarray(slots)) & 1 == 1
+
+    # -- results ------------------------------------------------------------------------------------------------------
 
     def with_scalar(self, step: Step, value: jax.Array) -> jax.Array:
         """The row of ``cells`` that holds the scalar rd, with that lane replaced."""
@@ -98,51 +126,26 @@ class View:
 
         In vector SRAM head slots that are not active take ``inactive``; a scalar result is the same in every lane.
         """
-        return _written(self.cells, step, result, inactive, self.config)
+        is_row = step.has(Flag.RD_VRAM)
+        old = self.block(jnp.where(is_row, 0, step.rd), 1)[0]
+        here = jnp.arange(self.config.vlen, dtype=jnp.int32) == step.rd_lane
+        row = self.round(jnp.where(self.active(step), result, inactive))
+        return jnp.where(is_row, row, jnp.where(here, self.round_scalar(result), old))
+
+    # -- roundings: straight-through for derivatives ------------------------------------------------------------------
 
     def round(self, x: jax.Array) -> jax.Array:
-        """``x`` as VRAM stores it; straight-through for derivatives."""
-        return _round_vram(x, self.config)
+        """``x`` as vector SRAM stores it."""
+        return rounding.vector(x, self.config, self.precision, self.clipped)
 
+    def round_scalar(self, x: jax.Array) -> jax.Array:
+        """``x`` as an f register or FP SRAM stores it."""
+        return rounding.scalar(x, self.config, self.precision, self.clipped)
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _round_vram(x: jax.Array, config: MachineConfig) -> jax.Array:
-    fmt = vram_format(config)
-    if fmt.exponent == 8 and fmt.sign == 1 and fmt.family == "plena":
-        return plena.round_8_exponent_bits(x, fmt.mantissa)
-    return fmt.decode(fmt.encode(x))
+    def round_matrix(self, x: jax.Array) -> jax.Array:
+        """``x`` as matrix SRAM stores it."""
+        return rounding.matrix(x, self.config, self.precision, self.clipped)
 
-
-@_round_vram.defjvp
-def _round_vram_jvp(
-    config: MachineConfig, primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    return _round_vram(primals[0], config), tangents[0]
-
-
-@jax.custom_jvp
-def round_scalar(x: jax.Array) -> jax.Array:
-    """``x`` as an f register stores it; straight-through for derivatives."""
-    return plena.round_scalar(x)
-
-
-@round_scalar.defjvp
-def _round_scalar_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    return round_scalar(primals[0]), tangents[0]
-
-
-@jax.jit
-def _operand(vram: jax.Array, cells: jax.Array, in_vram: jax.Array, row: jax.Array, lane: jax.Array) -> jax.Array:
-    zero = jnp.int32(0)
-    scalar = block_of(cells, jnp.where(in_vram, zero, row), 1, jnp.where(in_vram, zero, lane), 1)[0, 0]
-    return jnp.where(in_vram, block_of(vram, jnp.where(in_vram, row, zero), 1)[0], scalar)
-
-
-@partial(jax.jit, static_argnames="config")
-def _written(cells: jax.Array, step: Step, result: jax.Array, inactive: jax.Array, config: MachineConfig) -> jax.Array:
-    is_row = step.has(Flag.RD_VRAM)
-    view = View(config, cells, cells, cells, cells)
-    old = view.block(jnp.where(is_row, 0, step.rd), 1)[0]
-    here = jnp.arange(config.vlen, dtype=jnp.int32) == step.rd_lane
-    row = view.round(jnp.where(view.active(step), result, inactive))
-    return jnp.where(is_row, row, jnp.where(here, round_scalar(result), old))
+    def round_stored(self, row: jax.Array, is_kv: bool) -> jax.Array:
+        """A row as HBM gives it back after H_STORE_V: elements and scales encoded and decoded."""
+        return rounding.stored(row, is_kv, self.config, self.precision, self.clipped)

@@ -29,9 +29,11 @@ def fresh(step: Step, accumulator: jax.Array) -> jax.Array:
     return jnp.where(step.fresh == 1, jnp.float32(0), accumulator)
 
 
-def fast_sums(config: MachineConfig) -> Callable[..., jax.Array]:
-    """The fastest sum of products that is right for the formats of a configuration."""
-    return accumulate_exact if exact_products(config) else accumulate_lifted
+def fast_sums(view: View) -> Callable[..., jax.Array]:
+    """The fastest sum of products that is right for the formats of a machine."""
+    # Values of HBM can have any significand, and so can traced formats.
+    known = not view.has_values and view.precision is None
+    return accumulate_exact if known and exact_products(view.config) else accumulate_lifted
 
 
 # -- one tile ---------------------------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def _add_scaled(view: View, old: jax.Array, product: jax.Array) -> jax.Array:
 
 def _add_product(view: View, step: Step, x: jax.Array, w: jax.Array, row: jax.Array | int) -> jax.Array:
     old = fresh(step, view.block(row, x.shape[0]))
-    total = accumulate_quickly(jnp.zeros_like(old), x, w, view.careful, fast_sums(view.config))
+    total = accumulate_quickly(jnp.zeros_like(old), x, w, view.careful, fast_sums(view))
     return _add_scaled(view, old, total)
 
 

@@ -7,10 +7,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from plena_jax.bits import u32
+from plena_jax.config import MachineConfig
 from plena_jax.machine.record import Step
 from plena_jax.machine.semantics.matrix import wide_rows
 from plena_jax.machine.semantics.registry import Stage, semantic
-from plena_jax.machine.transfer import Transfer, Transfers, element_address, read_bytes, scale_address
+from plena_jax.machine.transfer import (
+    Transfer,
+    Transfers,
+    cell_bits,
+    cells_of,
+    element_address,
+    read_bytes,
+    scale_address,
+)
 from plena_jax.machine.view import View
 
 # In the record of a transfer rs1 and rs2 hold the 64-bit addresses of elements and scales (low word, offset: high
@@ -19,6 +28,9 @@ from plena_jax.machine.view import View
 
 def _fetch(view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: jax.Array) -> jax.Array:
     """float32 [n, lanes]: HBM rows of one transfer."""
+    if view.has_values:
+        index, there = stored_cells(view.config, step, transfers, rows)
+        return view.hbm_values(jnp.where(there, index, 0), there & (index < view.hbm.shape[0]))
 
     def fetch(transfer: Transfer, hbm: jax.Array, step: Step, rows: jax.Array) -> jax.Array:
         if transfer.problem:
@@ -36,16 +48,25 @@ def _fetch(view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: j
     return lax.cond(step.argument != 0, branches[1], branches[0], view.hbm, step, rows)
 
 
+def stored_cells(
+    config: MachineConfig, step: Step, transfers: tuple[Transfer, Transfer], rows: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """int32 [n, lanes] cells of the values face that rows of a transfer take, and whether there are such cells."""
+    low, high = element_address(u32(step.rs1), u32(step.rs1_lane), step.mask, rows)
+    first, second = (cells_of(t, cell_bits(config), low, high) for t in transfers)
+    return jax.tree.map(lambda a, b: jnp.where(step.argument != 0, b, a), first, second)
+
+
 def _precision(fields: dict[str, int]) -> int:
     return int(fields["precision"] != 0)
 
 
 @semantic("H_PREFETCH_M", stage=Stage.WIDE, parts=lambda c: c.prefetch_m_rows // wide_rows(c), argument=_precision)
 def h_prefetch_m(view: View, step: Step) -> jax.Array:
-    """Rows of tiles := HBM rows, unrounded."""
+    """Rows of tiles := HBM rows, unrounded (MATRIX_SRAM_TYPE where that is intended)."""
     count = wide_rows(view.config)
     rows = step.part * count + jnp.arange(count, dtype=jnp.int32)
-    return _fetch(view, step, Transfers.of(view.config).matrix, rows)
+    return view.round_matrix(_fetch(view, step, Transfers.of(view.config).matrix, rows))
 
 
 @semantic("H_PREFETCH_V", stage=Stage.ROW, parts=lambda c: c.hbm_v_prefetch_amount, argument=_precision)
@@ -56,9 +77,13 @@ def h_prefetch_v(view: View, step: Step) -> jax.Array:
 
 
 @semantic("H_STORE_V", stage=Stage.STORE, parts=lambda c: c.hbm_v_writeback_amount, argument=_precision)
-def h_store_v(view: View, step: Step) -> tuple[jax.Array, jax.Array]:
-    """Element and scale bytes of a VRAM row, padded to the larger of the two formats."""
+def h_store_v(view: View, step: Step) -> tuple[jax.Array, jax.Array] | jax.Array:
+    """Element and scale bytes of a VRAM row, padded to the larger of the two formats; or the values they stand for."""
     transfers = Transfers.of(view.config).vector
+    if view.has_values:
+        stored = view.row(step.rd + step.part)
+        act, kv = (view.round_stored(stored, is_kv) for is_kv in (False, True))
+        return jnp.where(step.argument != 0, kv, act)
     elements, scales = (max(getattr(t, n) for t in transfers) for n in ("element_bytes", "scale_bytes"))
 
     def encode(transfer: Transfer, row: jax.Array) -> tuple[jax.Array, jax.Array]:

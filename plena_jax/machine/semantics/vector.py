@@ -10,13 +10,13 @@ import numpy as np
 from jax import lax
 
 from plena_jax import arithmetic
-from plena_jax.bits import INFINITY, from_bits, is_nan, magnitude, to_bits, u32
+from plena_jax.bits import INFINITY, is_nan, magnitude, to_bits, u32
 from plena_jax.config import MachineConfig
 from plena_jax.isa import TOPK_POLICIES
 from plena_jax.machine.record import Step
 from plena_jax.machine.semantics.registry import Stage, semantic
 from plena_jax.machine.sums import row_max, row_sum
-from plena_jax.machine.view import View, round_scalar
+from plena_jax.machine.view import View
 
 
 @semantic("V_SHFT_V", stage=Stage.ROW)
@@ -66,7 +66,7 @@ def _masked(fields: dict[str, int]) -> bool:
 
 def _add_sum(view: View, step: Step, row: jax.Array) -> jax.Array:
     value = arithmetic.add(view.scalar(step.rd, step.rd_lane), row_sum(row[None])[0])
-    return view.with_scalar(step, round_scalar(value))
+    return view.with_scalar(step, view.round_scalar(value))
 
 
 @semantic("V_RED_SUM", stage=Stage.ROW, when=_masked)
@@ -84,7 +84,7 @@ def v_red_sum(view: View, step: Step) -> jax.Array:
 def _larger(view: View, step: Step, row: jax.Array) -> jax.Array:
     most, f = row_max(row[None])[0], view.scalar(step.rd, step.rd_lane)
     keeps_f = is_nan(most) | arithmetic.less(most, f)
-    return view.with_scalar(step, round_scalar(jnp.where(keeps_f & ~is_nan(f), f, most)))
+    return view.with_scalar(step, view.round_scalar(jnp.where(keeps_f & ~is_nan(f), f, most)))
 
 
 @semantic("V_RED_MAX", stage=Stage.ROW, when=_masked)
@@ -115,13 +115,13 @@ def _by_policy(policy: jax.Array, column: int) -> jax.Array:
     return jnp.array([entry[column] for entry in TOPK_POLICIES], jnp.int32)[policy]
 
 
-def _ranked(keys: jax.Array, *values: jax.Array) -> list[jax.Array]:
-    """The entries of each int32 or uint32 [n] of ``values`` at the TOPK_ENTRIES largest keys, the lower index first."""
+def _ranked(keys: jax.Array, values: jax.Array) -> jax.Array:
+    """uint32: the entries of ``values`` [n] at the TOPK_ENTRIES largest keys, the lower index first."""
     index = jnp.arange(keys.shape[0], dtype=jnp.int32)
     ahead = (keys > keys[:, None]) | ((keys == keys[:, None]) & (index < index[:, None]))
     rank = jnp.sum(ahead, axis=1, dtype=jnp.int32)
     wanted = rank == jnp.arange(TOPK_ENTRIES, dtype=jnp.int32)[:, None]
-    return [jnp.sum(jnp.where(wanted, v, np.zeros((), v.dtype)), axis=1, dtype=v.dtype) for v in values]
+    return jnp.sum(jnp.where(wanted, values, np.uint32(0)), axis=1, dtype=jnp.uint32)
 
 
 @semantic("V_TOPK", stage=Stage.TOPK, argument=lambda fields: fields["policy"])
@@ -130,8 +130,8 @@ def v_topk(view: View, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
     most = max(experts for experts, _ in TOPK_POLICIES)
     rows = -(-most // view.config.vlen)
     # The smaller policy may stand in the last rows of vector SRAM: read from where all rows exist.
-    first = jnp.maximum(jnp.minimum(step.rs1, view.vram.shape[0] - rows), 0)
-    available = min(rows, view.vram.shape[0])
+    first = jnp.maximum(jnp.minimum(step.rs1, view.vram_rows - rows), 0)
+    available = min(rows, view.vram_rows)
     logits = view.rows(first, available).reshape(-1)
     logits = jnp.pad(logits, (0, max(2 * most - logits.shape[0], 0)))
     skip = (step.rs1 - first) * view.config.vlen
@@ -140,8 +140,8 @@ def v_topk(view: View, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
     logits = jnp.where(is_nan(logits), -jnp.inf, logits)
     index = jnp.arange(most, dtype=jnp.int32)
     keys = jnp.where(index < experts, arithmetic.total_order(logits), np.int32(-(2**31)))
-    order, bits = _ranked(keys, u32(index), to_bits(logits))
-    chosen = from_bits(bits)
+    order = _ranked(keys, u32(index))
+    chosen = logits.at[order.astype(jnp.int32)].get(mode="promise_in_bounds")
     weights = arithmetic.exp_below_one(arithmetic.subtract(chosen, jnp.broadcast_to(chosen[0], chosen.shape)))
     weights = jnp.where(np.arange(TOPK_ENTRIES) < count, weights, jnp.float32(0))
     # The first weight is 1 (or NaN): subnormal ones do not count.
@@ -150,4 +150,4 @@ def v_topk(view: View, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
         total = total + weights[rank]
     good = (magnitude(total) < u32(INFINITY)) & (to_bits(total) < u32(INFINITY)) & (total > 0)
     shares = jnp.where(good, arithmetic.divide(weights, jnp.broadcast_to(total, weights.shape)), jnp.float32(0))
-    return round_scalar(shares), order, count
+    return view.round_scalar(shares), order, count
