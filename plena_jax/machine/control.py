@@ -334,7 +334,8 @@ def control_loop(
         ``(core, side, log)``; ``side.registers[STOP]`` says why it stopped, and ``core[LOGGED]`` rows of the log count.
     """
     log = jnp.zeros((rows + 1, len(LOG_COLUMNS)), jnp.uint32)
-    core = put(core, (lanes.LOGGED, 0))
+    # What the deadline was made of may have changed since: the first step looks at everything.
+    core = put(core, (lanes.LOGGED, 0), (lanes.DEADLINE, core[lanes.TICKS] - 1))
     side = side._replace(registers=put(side.registers, (lanes.STOP, Stop.RUNNING), (lanes.PENDING, 0)))
 
     def body(carry: Any) -> Any:

@@ -29,7 +29,8 @@ SCALE, STRIDE, MASK, PC, TICKS = 48, 49, 50, 51, 52
 FRESH = 53
 #: Datapath instructions written to the log.
 LOGGED = 54
-#: The tick after which the slow step must look at the loop guard and the instruction limit again.
+#: The tick after which the slow step must look at the loop guard and the instruction limit again; every call of the
+#: control loop makes its own.
 DEADLINE = 55
 CYCLES_LOW, CYCLES_HIGH = 56, 57
 #: Instructions by unit, modulo 2**32.
@@ -82,9 +83,7 @@ def pack(state: MachineState) -> tuple[Array, Side]:
     is_open = loops.depth > 0
     start = xp.where(is_open, innermost[:, STACK_START], np.uint32(NO_LOOP))
     since = xp.where(is_open, innermost[:, STACK_SINCE], np.uint32(0))
-    scalars = unsigned(state.scale, state.stride, state.v_mask, state.pc, state.ticks, 0, 0, state.ticks)
-    # One tick ago: the first step looks at everything.
-    scalars = scalars - np.eye(8, dtype=np.uint32)[DEADLINE - SCALE]
+    scalars = unsigned(state.scale, state.stride, state.v_mask, state.pc, state.ticks, 0, 0, 0)
     core = xp.concatenate([state.gp, start, since, scalars, state.cycles, state.counts[:, 0]])
     a, depth = state.a, loops.depth.astype(np.uint32)
     registers = xp.concatenate([a[:, 0], a[:, 1], depth, np.zeros(SIDE - STATUS, np.uint32)])
