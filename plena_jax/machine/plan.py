@@ -359,7 +359,8 @@ def _transfer(of: dict[str, Array], config: MachineConfig, hbm_bytes: int) -> _T
     for address, size in ends:
         low, high = add64(*address, size)
         here = wanted & (size > 0)
-        over = (high > capacity_high) | ((high == capacity_high) & (low > capacity_low))
+        # A row that starts in front of the last address there is may end behind it, at a small one.
+        over = (high > capacity_high) | ((high == capacity_high) & (low > capacity_low)) | (high < address[1])
         beyond = beyond | (over & here)
         unallocated = unallocated | (((high > 0) | (low > np.uint32(min(hbm_bytes, 2**32 - 1)))) & here)
         top = xp.maximum(top, xp.where(here, xp.where(high > 0, _MOST, low), zero))

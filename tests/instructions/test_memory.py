@@ -5,12 +5,13 @@ One H_PREFETCH_V moves 2 rows, one H_PREFETCH_M 8, one H_STORE_V 1.
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
-from plena_jax import Fault
+from plena_jax import Fault, MachineState, assemble, run
 
-from .machine_helpers import F32, NAN, RAMP, Machine, at, bf16, covers, hexes, misuses, row, same
+from .machine_helpers import F32, NAN, RAMP, Machine, at, bf16, covers, hexes, misuses, row, same, section_11
 
 #: E4M3 codes of 1 .. 8, and of their negatives.
 UP = bytes([0x38, 0x40, 0x44, 0x48, 0x4A, 0x4C, 0x4E, 0x50])
@@ -476,6 +477,9 @@ def test_bad_rows_of_h_store_v(machine: Machine, gp1: int, code: Fault, limit: s
         (0, 0, 0xFFFFFFFF),
         (8, 65000, 535),
         (16, 0xFFFFFFF0, 0),  # the sum carries into the high word
+        (0, (1 << 64) - 4, 1024),  # the row ends behind the last address there is; its scale wraps around
+        (7, (1 << 64) - 8, 1024),
+        (0, (1 << 64) - 64, 1024),
     ],
 )
 def test_h_store_v_beyond_hbm_writes_nothing(machine: Machine, offset: int, base: int, scale: int) -> None:
@@ -516,6 +520,33 @@ def test_h_store_v_whose_second_row_is_bad_writes_none(plain: Machine) -> None:
         gp={1: 24, 2: 0},
         stride=65529,
     )
+
+
+@misuses("H_STORE_V")
+def test_scales_that_end_behind_the_last_address(wide: Machine) -> None:
+    # Elements wrap around to byte 0 as a whole, where they may be; the eight scales begin four bytes before.
+    wide.fault(
+        "H_STORE_V gp0, gp2, a3, 0, 0",
+        Fault.HBM_RANGE,
+        operand="gp2",
+        value=64,
+        limit="65536 bytes (HBM_SIZE)",
+        hbm={0: [0xAA] * 128},
+        gp={2: 64},
+        a={3: (1 << 64) - 64},
+        scale=52,
+    )
+
+
+@pytest.mark.parametrize("base", [(1 << 64) - 4, (1 << 64) - 64, (1 << 64) - 1])
+def test_the_last_address_inside_jit(base: int) -> None:
+    config = section_11()
+    start = MachineState.create(config, vram=np.ones(8, F32), hbm=bytes([0xAA] * 64))
+    start = start.replace(a=start.a.at[0].set(np.array([base & 0xFFFFFFFF, base >> 32], np.uint32)))
+    start = start.replace(scale=np.uint32(1024))
+    final = jax.jit(lambda s: run(assemble("H_STORE_V gp0, gp0, a0, 0, 0"), s, config))(start)
+    assert (final.fault, final.instructions) == (Fault.HBM_RANGE, 0)
+    assert bytes(np.asarray(final.hbm)[:64]) == bytes([0xAA] * 64)
 
 
 @covers("H_STORE_V", "H_PREFETCH_V", "V_ADD_VV")
