@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 
 import plena_jax as pj
 from plena_jax import Fault, MachineConfig, MachineState
+from plena_jax.machine import compiled, resolved
 from tests.random_programs import random_program
 from tests.states import differences
 
@@ -147,3 +152,46 @@ def test_prepare_says_which_engine(small: MachineConfig) -> None:
     assert pj.prepare(job.program, state, small).name == "resolved"
     assert pj.prepare(job.program, state, small, engine="architectural").name == "architectural"
     assert differences(state, before) == {}
+
+
+def test_threads_compile_the_same_once_and_few_compilations_are_kept(
+    small: MachineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def lower(config: MachineConfig, *_: object) -> SimpleNamespace:
+        begun.append(config.vector_sram_size)
+        time.sleep(0.05)
+        return SimpleNamespace(compile=lambda: None)
+
+    monkeypatch.setattr(compiled, "_execute", SimpleNamespace(lower=lower))
+    monkeypatch.setattr(compiled, "_compilations", OrderedDict())
+    monkeypatch.setattr(compiled, "_KEPT", 3)
+    state = MachineState.create(small)
+    configs = [dataclasses.replace(small, vector_sram_size=48 + size) for size in range(5)]
+    with ThreadPoolExecutor(8) as pool:
+        for config in configs:
+            list(pool.map(compiled.compile_ahead, [config] * 8, [state] * 8))
+    assert begun == [48, 49, 50, 51, 52]
+    assert [key[0] for key in compiled._compilations] == configs[2:]
+
+
+def test_the_traces_kept_are_touched_by_one_thread_at_a_time(
+    small: MachineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def guarded(name: str):
+        def method(self, *arguments, **more):
+            assert resolved._lock.locked()
+            touched.append(name)
+            return getattr(OrderedDict, name)(self, *arguments, **more)
+
+        return method
+
+    touched: list[str] = []
+    names = ("__contains__", "__getitem__", "__setitem__", "__len__", "values", "move_to_end", "popitem")
+    monkeypatch.setattr(resolved, "_traces", type("Guarded", (OrderedDict,), {n: guarded(n) for n in names})())
+    monkeypatch.setattr(resolved, "_CACHED_RECORDS", 1)
+    state = MachineState.create(small)
+    for text in ("V_EXP_V gp0, gp0", "V_RECI_V gp0, gp0\nV_EXP_V gp0, gp0", "V_RECI_V gp0, gp0\nV_EXP_V gp0, gp0"):
+        pj.resolve(pj.assemble(text), small, state)
+    assert set(touched) == set(names)

@@ -6,6 +6,8 @@ Both engines use the same three functions, so that one compilation serves all pr
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
@@ -57,7 +59,8 @@ class Datapath:
         """Take them from ``state``; with ``donate`` its memories may be overwritten."""
         self.config, self._state = config, state
         self._memories = (_pack if donate else _pack_copies)(config, state)
-        self._compilation = _compilations.get(_key(config, state.vram, state.hbm))
+        with _lock:
+            self._compilation = _compilations.get(_key(config, state.vram, state.hbm))
 
     def execute(self, records: Array, count: int) -> None:
         """Run the first ``count`` of ``records``, int32 [CHUNK + 1, 16]."""
@@ -95,8 +98,11 @@ class Datapath:
 
 # -- compiling ahead of need ------------------------------------------------------------------------------------------
 
-#: Compilations of ``_execute`` under way or done, by what they are for.
-_compilations: dict[tuple[Any, ...], Future[Any]] = {}
+#: Compilations of ``_execute`` under way or done, by what they are for; those used last are at the end.
+_compilations: OrderedDict[tuple[Any, ...], Future[Any]] = OrderedDict()
+#: Compilations that are kept. jax keeps its own: one that was dropped is not compiled again while jax has it.
+_KEPT = 16
+_lock = threading.Lock()
 
 
 def _key(config: MachineConfig, vram: Array, hbm: Array) -> tuple[Any, ...]:
@@ -109,15 +115,20 @@ def compile_ahead(config: MachineConfig, state: MachineState) -> None:
     Resolving a program takes its time too, most of it in compiling something else. :meth:`Datapath.execute` waits.
     """
     key = _key(config, state.vram, state.hbm)
-    if key in _compilations:
-        return
-    # Python's part is done here: two threads would only wait for each other.
-    memories = jax.eval_shape(partial(pack_memories, config), jax.tree.map(_shape_of, state))
-    records = jax.ShapeDtypeStruct((CHUNK + 1, WIDTH), jnp.int32)
-    lowered = _execute.lower(config, memories, records, jax.ShapeDtypeStruct((), jnp.int32))
-    pool = ThreadPoolExecutor(1)
-    _compilations[key] = pool.submit(lowered.compile)
-    pool.shutdown(wait=False)
+    # Two threads that need the same get one compilation: the second waits until the first has begun it.
+    with _lock:
+        if key in _compilations:
+            _compilations.move_to_end(key)
+            return
+        # Python's part is done here: two threads would only wait for each other.
+        memories = jax.eval_shape(partial(pack_memories, config), jax.tree.map(_shape_of, state))
+        records = jax.ShapeDtypeStruct((CHUNK + 1, WIDTH), jnp.int32)
+        lowered = _execute.lower(config, memories, records, jax.ShapeDtypeStruct((), jnp.int32))
+        pool = ThreadPoolExecutor(1)
+        _compilations[key] = pool.submit(lowered.compile)
+        pool.shutdown(wait=False)
+        while len(_compilations) > _KEPT:
+            _compilations.popitem(last=False)
 
 
 def compile_all(config: MachineConfig, state: MachineState) -> None:

@@ -7,6 +7,7 @@ numbers, then depends on the program and the start registers alone; it is made o
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,7 @@ class Unresolvable(Exception):
 
 
 _traces: OrderedDict[bytes, Trace] = OrderedDict()
+_lock = threading.Lock()
 
 
 def resolve(
@@ -107,15 +109,17 @@ def resolve(
     """
     start = _from_zero(integers_of(state))
     key = _key(program, config, start, max_instructions)
-    if key in _traces:
-        _traces.move_to_end(key)
-        return _traces[key]
+    with _lock:
+        if key in _traces:
+            _traces.move_to_end(key)
+            return _traces[key]
     # In a thread of its own, because the caller may be tracing and this is not part of its computation.
     with ThreadPoolExecutor(1) as pool:
         trace = pool.submit(_resolve, program, config, start, max_instructions, progress).result()
-    _traces[key] = trace
-    while len(_traces) > 1 and sum(len(t) for t in _traces.values()) > _CACHED_RECORDS:
-        _traces.popitem(last=False)
+    with _lock:
+        _traces[key] = trace
+        while len(_traces) > 1 and sum(len(t) for t in _traces.values()) > _CACHED_RECORDS:
+            _traces.popitem(last=False)
     return trace
 
 
