@@ -114,6 +114,26 @@ def test_a_state_of_another_machine_is_refused(small: MachineConfig) -> None:
         pj.run(pj.assemble("S_ADDI_INT gp1, gp0, 1"), MachineState.create(MachineConfig()), small)
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "auto"])
+@pytest.mark.parametrize("pc", [-(2**31), -1, 3, 10_000, 2**31 - 1])
+def test_a_pc_outside_the_program_is_refused(pc: int, engine: str, small: MachineConfig) -> None:
+    program = pj.assemble("V_ADD_VV gp0, gp0, gp0\nS_ADDI_INT gp1, gp1, 1")
+    state = MachineState.create(small).replace(pc=jax.numpy.int32(pc))
+    for function in (pj.run, pj.prepare, pj.engine_for):
+        with pytest.raises(pj.EngineError, match=f"pc {pc}; allowed: 0 to 2, the end of the program"):
+            function(program, state, small, engine=engine)
+    # Where it is not known, there is nothing to run either.
+    final = jax.jit(lambda s: pj.run(program, s, small))(state)
+    assert differences(final, state) == {}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_pc_at_the_end_of_the_program_is_the_end(engine: str, small: MachineConfig) -> None:
+    program = pj.assemble("V_ADD_VV gp0, gp0, gp0\nS_ADDI_INT gp1, gp1, 1")
+    state = MachineState.create(small).replace(pc=jax.numpy.int32(2))
+    assert differences(pj.run(program, state, small, engine=engine), state) == {}
+
+
 def test_an_unknown_engine_is_refused(small: MachineConfig) -> None:
     with pytest.raises(pj.EngineError, match="allowed: 'auto', 'architectural', 'resolved'"):
         pj.run(pj.assemble("S_ADDI_INT gp1, gp0, 1"), config=small, engine="fused")  # type: ignore[arg-type]

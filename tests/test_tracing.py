@@ -109,6 +109,12 @@ def test_a_fault_comes_after_what_was_executed(small: MachineConfig) -> None:
     assert caught.value.state.instructions == 2
 
 
+def test_a_pc_outside_the_program_is_refused(small: MachineConfig) -> None:
+    state = MachineState.create(small).replace(pc=np.int32(-1))
+    with pytest.raises(pj.EngineError, match="pc -1; allowed: 0 to 1"):
+        next(trace(pj.assemble("S_ADDI_INT gp1, gp0, 3"), state, small))
+
+
 def test_memory_grows_while_tracing(small: MachineConfig) -> None:
     state = MachineState.create(small, vram_rows=8)
     executed, final = collect(trace(pj.assemble("S_ADDI_INT gp1, gp0, 320\nV_EXP_V gp1, gp0"), state, small))

@@ -136,7 +136,9 @@ def _run(table: Table, state: MachineState, limit: jax.Array, config: MachineCon
 
     core, side = lanes.pack(state)
     limited = (lanes.UNTIL, until), (lanes.HAS_UNTIL, limit >= 0)
-    side = side._replace(registers=put(side.registers, (lanes.STATUS, Fault.OK), *limited))
+    # Behind the program everything halts; there is nothing to fetch in front of it.
+    stop = (lanes.STOP, jnp.where(state.pc < 0, Stop.HALTED, Stop.RUNNING))
+    side = side._replace(registers=put(side.registers, (lanes.STATUS, Fault.OK), stop, *limited))
     start = _Carry(core, side, pack_memories(config, state), state.hbm_blocks, jnp.int32(0), jnp.uint32(0))
     end = lax.while_loop(goes_on, body, start)
     final = lanes.unpack(end.core, end.side, state).replace(hbm_blocks=end.moved)

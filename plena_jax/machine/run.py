@@ -63,11 +63,14 @@ def engine_for(
     Takes the arguments of :func:`run`; ``progress`` is called with the number of instructions resolved.
 
     Raises:
-        EngineError: "resolved" was asked for and cannot be; the message says why.
+        EngineError: "resolved" was asked for and cannot be, or the state's pc is outside the program; the message says
+            why.
         ProgramError: the machine refuses to load the program.
     """
     if engine not in get_args(Engine):
         raise EngineError(f"engine {engine!r}; allowed: {', '.join(map(repr, get_args(Engine)))}")
+    program = _program(program)
+    check_pc(program, state)
     if engine == "architectural":
         return EngineChoice("architectural", "asked for")
     integers = jax.tree.leaves([getattr(state, name) for name in INTEGER_FIELDS])
@@ -75,7 +78,7 @@ def engine_for(
         why = "registers and loops of the state are traced, so that addresses are not known"
     else:
         try:
-            trace = resolve(_program(program), config, state, max_instructions, progress)
+            trace = resolve(program, config, state, max_instructions, progress)
             return EngineChoice("resolved", "no address, register or loop depends on data", trace)
         except Unresolvable as error:
             why = str(error)
@@ -147,7 +150,7 @@ def run(
     Raises:
         MachineFault: an instruction could not be executed. ``fault.state`` is the machine before it.
         ProgramError: the machine refuses to load the program.
-        EngineError: the engine asked for cannot run it.
+        EngineError: the engine asked for cannot run it, or the state is not one of this machine and program.
     """
     config = MachineConfig() if config is None else config
     state = MachineState.create(config) if state is None else state
@@ -195,6 +198,12 @@ def _check_precision(precision: Formats, state: MachineState) -> None:
         fmt = getattr(precision, place)
         if not isinstance(fmt, (FloatFormat, Quantizer)):
             raise EngineError(f"precision: {place} is {type(fmt).__name__}; this place can hold a float format only")
+
+
+def check_pc(program: Program, state: MachineState) -> None:
+    """Raise EngineError for a known pc from which there is nothing to run; at the end of the program a run is over."""
+    if not isinstance(state.pc, jax.core.Tracer) and not 0 <= int(state.pc) <= len(program):
+        raise EngineError(f"the state has pc {int(state.pc)}; allowed: 0 to {len(program)}, the end of the program")
 
 
 def _run_resolved(

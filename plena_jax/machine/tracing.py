@@ -28,6 +28,7 @@ from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, pack_memories, unpack_memories
 from plena_jax.machine.plan import plan
 from plena_jax.machine.record import Flag, Record
+from plena_jax.machine.run import check_pc
 from plena_jax.machine.semantics import Stage, branches
 from plena_jax.machine.semantics.control import ALU
 from plena_jax.machine.semantics.matrix import wide_rows
@@ -188,7 +189,9 @@ def trace(
 
     Raises:
         MachineFault: after the instructions before it have been yielded.
+        EngineError: the state's pc is outside the program.
     """
+    check_pc(program, state)
     table = jax.tree.map(jnp.asarray, decode(program, config))
     left = 2**31 - 1 if max_instructions is None else max_instructions
     while True:
