@@ -162,12 +162,60 @@ def test_inputs_are_never_overwritten(files: dict[str, str], capsys: pytest.Capt
     assert main(["disasm", "P.mem", "-o", "P.mem"]) == 1
 
 
+def test_no_input_is_overwritten_by_a_trace_or_a_log(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    np.array([7, 8], "<u4").tofile("I.bin")
+    np.array([0x3F80], "<u2").tofile("V.bin")
+    files |= {"--intsram": "I.bin", "--vram": "V.bin"}
+    before = {name: Path(name).read_bytes() for name in files.values()}
+    for option in ("--trace", "--log-file"):
+        for name in before:
+            assert main(arguments(files, "--no-dump", option, name)) == 1
+            assert f"{name}: is an input file" in capsys.readouterr().err
+    assert {name: Path(name).read_bytes() for name in before} == before
+
+
+def test_settings_that_were_found_are_an_input_too(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLENA_SETTINGS_TOML", files.pop("--settings"))
+    before = Path("S.toml").read_bytes()
+    assert main(arguments(files, "--no-dump", "--trace", "S.toml")) == 1
+    assert "S.toml: is an input file" in capsys.readouterr().err
+    assert Path("S.toml").read_bytes() == before
+
+
 def test_missing_files_and_missing_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "nothing.mem"]) == 1
     assert "nothing.mem" in capsys.readouterr().err
     for command in (["run"], ["run", "a", "--opcode", "b"], ["nonsense"], ["run", "a", "--hbm-size", "many"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as caught:
             main(command)
+        assert caught.value.code == 2
+
+
+def test_a_trace_takes_no_engine(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for engine in ("auto", "architectural", "resolved"):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments(files, "--no-dump", "--trace", "--engine", engine))
+        assert caught.value.code == 2
+        assert "--trace executes one instruction after the other, on no --engine" in capsys.readouterr().err
+
+
+def test_a_command_works_where_nobody_has_a_home(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pwd
+
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert main(["isa", "C_BREAK"]) == 0
+    assert "C_BREAK" in capsys.readouterr().out
 
 
 def test_trace_as_text_and_as_json_lines(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +231,9 @@ def test_trace_as_text_and_as_json_lines(files: dict[str, str], capsys: pytest.C
     objects = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]
     assert len(objects) == 39
     assert set(objects[0]) == {"tick", "pc", "instruction", "unit", "effects"}
+    capsys.readouterr()
+    assert main(arguments(files, "--no-dump", "--trace", "--json")) == 0
+    assert capsys.readouterr().out == Path("t.jsonl").read_text()
 
 
 def test_asm_and_disasm_are_inverse(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,10 @@ def _keep_compiled_code() -> None:
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") is None:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        try:
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        except RuntimeError:
+            return  # nobody's home, as in some containers: nowhere to keep it
         jax.config.update("jax_compilation_cache_dir", str(caches / "plena_jax"))
     if os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS") is None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)

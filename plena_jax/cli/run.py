@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 from plena_jax.cli import console
 from plena_jax.config import MachineConfig
@@ -18,7 +18,7 @@ from plena_jax.files import refuse_to_overwrite, write_atomically
 from plena_jax.formats import MXFormat
 from plena_jax.isa import SRAM_ENTRIES
 from plena_jax.machine.images import Images
-from plena_jax.machine.run import prepare, run
+from plena_jax.machine.run import Engine, prepare, run
 from plena_jax.machine.state import MachineState
 from plena_jax.machine.tracing import Executed, trace
 from plena_jax.program import Program
@@ -48,8 +48,10 @@ def add(commands: Any) -> None:
             "plena run kernel.asm --trace trace.jsonl --max-instructions 1000",
         ],
     )
-    parser.add_argument("program", nargs="?", help="program: .mem words or assembly text (the same as --opcode)")
-    parser.add_argument("--opcode", metavar="P", help="program")
+    parser.set_defaults(refuse=parser.error)
+    program = parser.add_mutually_exclusive_group(required=True)
+    program.add_argument("program", nargs="?", help="program: .mem words or assembly text (the same as --opcode)")
+    program.add_argument("--opcode", metavar="P", help="program")
     parser.add_argument("--hbm", metavar="H", help="HBM image: raw bytes from address 0")
     parser.add_argument("--fpsram", metavar="F", help="FP SRAM image: float16 entries")
     parser.add_argument("--intsram", metavar="I", help="INT SRAM image: 32-bit words")
@@ -60,11 +62,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--hbm-size", metavar="N", type=console.byte_count, help=size)
     parser.add_argument("--dump", metavar="DIR", default=".", help="folder for the dump files (default: this one)")
     parser.add_argument("--no-dump", action="store_true", help="write no dump files")
-    parser.add_argument("--engine", choices=["auto", "architectural", "resolved"], default="auto", help="default: auto")
+    parser.add_argument("--engine", choices=get_args(Engine), help="default: auto; --trace has one of its own")
     parser.add_argument("--max-instructions", metavar="N", type=_count, help="stop after so many")
-    what = "show executed instructions and what they wrote, as text, or as JSON lines into a .jsonl file"
+    what = "show executed instructions and what they wrote, as text; as JSON lines into a .jsonl file, or with --json"
     parser.add_argument("--trace", nargs="?", const="-", metavar="FILE", help=what)
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--json", action="store_true", help="print the summary, or --trace, as JSON")
     for legacy in ("--log-level", "--log-file"):
         parser.add_argument(legacy, metavar="X", help=argparse.SUPPRESS)
 
@@ -77,14 +79,14 @@ def _count(text: str) -> int:
 
 def execute(options: argparse.Namespace) -> int:
     """Run, dump, print the summary."""
-    if (options.program is None) == (options.opcode is None):
-        raise SystemExit("plena run: error: name the program once, as PROGRAM or with --opcode")
+    if options.trace is not None and options.engine is not None:
+        options.refuse("--trace executes one instruction after the other, on no --engine")
     config, origin = console.find_settings(options.settings)
     if options.hbm_size is not None:
         config = dataclasses.replace(config, hbm_size=options.hbm_size)
     program = Program.load(options.program or options.opcode)
     images = Images(*map(console.read_bytes, (options.hbm, options.fpsram, options.intsram, options.vram)))
-    targets = {} if options.no_dump else _targets(options)
+    targets = _targets(options, origin)
     state = MachineState.from_images(config, images)
     _log(options, f"Topology mlen={config.mlen} vlen={config.vlen} blen={config.blen} hlen={config.hlen} ({origin})")
     if options.trace is not None:
@@ -93,31 +95,36 @@ def execute(options: argparse.Namespace) -> int:
         final, data = _timed(options, program, state, config)
     _dump(targets, final, config)
     _log_results(options, data)
+    if options.trace == "-":
+        return 0  # standard output has the trace, and nothing else
     if options.json:
         console.print_json(data | {"settings": origin, "dumps": [str(path) for path in targets.values()]})
-    elif options.trace != "-":
+    else:
         console.print_summary(data)
         if targets:
             console.out.print(f"dumps: {', '.join(str(path) for path in targets.values())}")
     return 0
 
 
-def _targets(options: argparse.Namespace) -> dict[str, Path]:
-    folder = console.require_folder(options.dump)
-    targets = {field: folder / name for field, name in DUMPS.items()}
-    inputs = [options.program, options.opcode, options.hbm, options.fpsram, options.intsram, options.vram]
-    for target in targets.values():
-        refuse_to_overwrite(target, [*inputs, options.settings])
+def _targets(options: argparse.Namespace, settings: str) -> dict[str, Path]:
+    """The dump files, after a look at everything that is going to be written."""
+    inputs = [options.program, options.opcode, options.hbm, options.fpsram, options.intsram, options.vram, settings]
+    folder = None if options.no_dump else console.require_folder(options.dump)
+    targets = {} if folder is None else {field: folder / name for field, name in DUMPS.items()}
+    for target in (options.trace, options.log_file, *targets.values()):
+        if target not in (None, "-"):
+            refuse_to_overwrite(target, inputs)
     return targets
 
 
 def _timed(
     options: argparse.Namespace, program: Program, state: MachineState, config: MachineConfig
 ) -> tuple[MachineState, dict[str, Any]]:
+    engine = options.engine or "auto"
     start = time.perf_counter()
     with console.progress("resolving and compiling") as update:
         choice = prepare(
-            program, state, config, engine=options.engine, max_instructions=options.max_instructions, progress=update
+            program, state, config, engine=engine, max_instructions=options.max_instructions, progress=update
         )
     prepared = time.perf_counter() - start
     start = time.perf_counter()
@@ -126,7 +133,7 @@ def _timed(
             program,
             state,
             config,
-            engine=options.engine,
+            engine=engine,
             max_instructions=options.max_instructions,
             donate=True,
             progress=update,
@@ -140,9 +147,7 @@ def _traced(
 ) -> tuple[MachineState, dict[str, Any]]:
     start = time.perf_counter()
     to_stdout = options.trace == "-"
-    if not to_stdout:
-        refuse_to_overwrite(options.trace, [options.program, options.opcode, options.hbm, options.fpsram])
-    as_json = not to_stdout and options.trace.endswith((".jsonl", ".json"))
+    as_json = options.json if to_stdout else options.trace.endswith((".jsonl", ".json"))
     with (
         nullcontext(sys.stdout) if to_stdout else open(options.trace, "w", encoding="utf-8") as stream,
         console.progress("tracing") as update,

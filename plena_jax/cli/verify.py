@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plena_jax.cli import console
 from plena_jax.conformance import Case, Comparison, as_json, verify
 from plena_jax.errors import EngineError
-
-_ENGINES = ["auto", "architectural", "resolved"]
+from plena_jax.machine.run import Engine
 
 
 def add(commands: Any) -> None:
@@ -30,7 +29,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("cases", nargs="+", metavar="CASE.npz", help="recorded cases")
     help_text = "engine to run; may be repeated (default: auto)"
-    parser.add_argument("--engine", action="append", choices=_ENGINES, help=help_text)
+    parser.add_argument("--engine", action="append", choices=get_args(Engine), help=help_text)
     allow = "accept what the order of float32 sums can explain: under 0.5 %% of words and 1e-3 relative L2 a memory"
     parser.add_argument("--allow-sum-order", action="store_true", help=allow)
     parser.add_argument("--all", action="store_true", help="list equal memories too")
