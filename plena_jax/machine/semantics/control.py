@@ -122,7 +122,7 @@ class Machine(NamedTuple):
         innermost: int32, the register of the innermost open loop, -1 if none is open.
         break_to: int32, pc behind the enclosing C_LOOP_END, 0 if unknown.
         break_register: int32, the register of that C_LOOP_END.
-        loaded: INT SRAM entry at ``x + imm`` (entry 0 if that is out of range).
+        loaded: INT SRAM entry at ``x + imm`` (the last entry if that is out of range).
         unknown: bool, whether V_TOPK wrote that entry while the program is resolved without data.
     """
 
