@@ -120,7 +120,7 @@ def _targets(options: argparse.Namespace, settings: str) -> dict[str, Path]:
 def _timed(
     options: argparse.Namespace, program: Program, state: MachineState, config: MachineConfig
 ) -> tuple[MachineState, dict[str, Any]]:
-    engine = options.engine or "auto"
+    engine: Engine = options.engine or "auto"
     start = time.perf_counter()
     with console.progress("resolving and compiling") as update:
         choice = prepare(
