@@ -96,7 +96,7 @@ class Comparison:
 
     Attributes:
         case, engine, memory: what was compared; ``memory`` is "fault" for a program that had to stop, or one that did.
-        words: words compared.
+        words: words of the record. What lies behind them must be zero, but does not count as compared.
         differing: words that are not equal in every bit.
         max_ulp: largest distance: units in the last place for BF16, difference of values for integers and bytes; of NaN
             to a number, all codes.
@@ -156,7 +156,7 @@ def _compare(case: Case, engine: str, key: str, data: bytes) -> Comparison:
         a, b = (_values(x, is_bf16) for x in (got, expected))
         with np.errstate(invalid="ignore", over="ignore"):
             relative = float(np.sqrt(np.sum(np.square(a - b))) / max(np.sqrt(np.sum(np.square(b))), 1e-300))
-    return Comparison(case.name, engine, name, size, int(differs.sum()), distance, relative)
+    return Comparison(case.name, engine, name, len(case.recorded[key]), int(differs.sum()), distance, relative)
 
 
 def _values(words: np.ndarray, is_bf16: bool) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,19 +60,18 @@ def test_no_memory_is_copied_inside_a_loop(roomy: MachineConfig) -> None:
 
 
 def test_a_copy_would_be_seen() -> None:
-    """Negative control: a loop that has to copy its memory at each step."""
+    """Negative control: branches that return the memory, and two memories that change places, have to copy."""
 
-    def body(carry):
-        count, memory = carry
-        shifted = jnp.roll(memory, 1, axis=0)
-        return count + 1, jnp.where(memory[0, 0] > 0, shifted, memory).at[count % 7].set(memory[count % 5] + shifted[3])
+    def found(body: Callable[..., Any], *memories: jax.Array) -> list[str]:
+        loop = jax.jit(lambda *m: jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + 1, *body(*c)), (0, *m)))
+        return copies(loop_bodies(loop.lower(*memories).compile().as_text()), (4096, 8), "f32")
 
-    loop = jax.jit(lambda m: jax.lax.while_loop(lambda c: c[0] < 9, body, (0, m)))
-    bodies = loop_bodies(loop.lower(jnp.zeros((4096, 8))).compile().as_text())
-    assert bodies
-    text = "".join(bodies.values())
-    assert "f32[4096,8]" in text
-    assert re.search(r"f32\[4096,8\]\S* (copy|fusion|select|concatenate)\(", text)
+    memory = jnp.zeros((4096, 8))
+    branches = [lambda i, m: m.at[i].set(1.0), lambda i, m: m]
+    assert found(lambda i, m: (jax.lax.switch(i % 2, branches, i, m),), memory)
+    assert found(lambda i, m, n: (n, m), memory, memory)
+    # What is read and written in place is not copied.
+    assert found(lambda i, m: (m.at[i].set(m[i] + 1),), memory) == []
 
 
 @pytest.mark.parametrize("engine", ["resolved", "architectural"])

@@ -123,6 +123,19 @@ def test_a_case_that_faults_but_should_not(case: Case) -> None:
     assert one.message.startswith("pc 145")
 
 
+def test_only_the_recorded_words_count(case: Case) -> None:
+    """A share of what is allocated would let a record of 200 words differ in all of them."""
+    words = case.recorded["out_vram"][:200]
+    (one,) = verify(dataclasses.replace(case, recorded={"out_vram": words}))
+    assert one.words == 200
+    behind = np.count_nonzero(case.recorded["out_vram"][200:])
+    assert one.differing == behind > 0
+    (one,) = verify(
+        changed(dataclasses.replace(case, recorded={"out_vram": case.recorded["out_vram"]}), "out_vram", 3, 1)
+    )
+    assert one.words == len(case.recorded["out_vram"])
+
+
 def test_what_the_order_of_sums_may_explain() -> None:
     good = Comparison("c", "resolved", "VRAM", 1000, 4, 1, 1e-3)
     assert good.within_sum_order
