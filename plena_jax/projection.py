@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from plena_jax.assembler import assemble
 from plena_jax.bits import quiet
 from plena_jax.config import MachineConfig
 from plena_jax.errors import ConfigError
-from plena_jax.formats import MXFormat, pack, plena
+from plena_jax.formats import MXFormat, pack
 from plena_jax.machine.images import Images
-from plena_jax.machine.transfer import Transfer
+from plena_jax.machine.sums import K_BLOCK
+from plena_jax.machine.transfer import BLOCK, Transfer, vram_format
 from plena_jax.program import Program
 
 
@@ -27,7 +29,7 @@ class Projection:
         config: the machine.
 
     Raises:
-        ConfigError: a shape that the program cannot tile.
+        ConfigError: a shape that the program cannot tile, or a format whose rows it cannot fetch.
     """
 
     activations: np.ndarray
@@ -46,6 +48,8 @@ class Projection:
                 raise ConfigError(name, value, f"must be a multiple of {unit}")
         if config.prefetch_m_rows != config.mlen or k // config.mlen > config.tiles:
             raise ConfigError("k", k, f"needs {k // config.mlen} tiles, fetched one at a time, of {config.tiles}")
+        _check_rows("k", (rows, k), rows * k, self._activation_type)
+        _check_rows("n", (k, n), self._weights_at + k * n, self._weight_type)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -123,18 +127,25 @@ class Projection:
         return assemble("\n".join(lines), "<projection>")
 
     @property
+    def _activation_type(self) -> Transfer:
+        return Transfer.of(self.config, self.config.precision.hbm_v_act_type)
+
+    @property
+    def _weight_type(self) -> Transfer:
+        return Transfer.of(self.config, self.config.precision.hbm_m_weight_type)
+
+    @property
     def _weights_at(self) -> int:
-        """Address of the weights: behind the activations, at a 64-byte line so that no row of scales straddles one."""
-        elements, scales = _stage(self.activations, Transfer.of(self.config, self.config.precision.hbm_v_act_type))
-        return -(-(len(elements) + len(scales)) // 64) * 64
+        """Address of the weights: behind the activations, at a 64-byte line."""
+        transfer = self._activation_type
+        size = self.activations.size // self.config.mlen * (transfer.element_bytes + transfer.scale_bytes)
+        return -(-size // BLOCK) * BLOCK
 
     @cached_property
     def images(self) -> Images:
         """The operands in HBM: elements and scales of the activations, then of the weights."""
-        precision = self.config.precision
-        parts = _stage(self.activations, Transfer.of(self.config, precision.hbm_v_act_type))
-        head = b"".join(parts).ljust(self._weights_at, b"\0")
-        return Images(hbm=head + b"".join(_stage(self.weights, Transfer.of(self.config, precision.hbm_m_weight_type))))
+        head = b"".join(_stage(self.activations, self._activation_type)).ljust(self._weights_at, b"\0")
+        return Images(hbm=head + b"".join(_stage(self.weights, self._weight_type)))
 
     def result(self, vram: np.ndarray) -> np.ndarray:
         """float32 [rows, n] from VRAM [rows, VLEN] after the run."""
@@ -147,21 +158,18 @@ class Projection:
     @quiet
     def rounded(self) -> np.ndarray:
         """float32 [rows, n]: the product with every rounding of the machine, in the machine's order."""
-        precision, size = self.config.precision, self.config.mlen
-        x = self._vram(_rounded(self.activations, precision.hbm_v_act_type))
-        w = _rounded(self.weights, precision.hbm_m_weight_type)
+        size = self.config.mlen
+        x = self._vram(_rounded(self.activations, self._activation_type))
+        w = _rounded(self.weights, self._weight_type)
         total = np.zeros((len(x), w.shape[1]), np.float32)
-        for start in range(0, x.shape[1], size):
-            part = x[:, start, None] * w[start]
-            for k in range(start + 1, start + size):
-                part = part + x[:, k, None] * w[k]
-            total = total + part
+        for tile in range(0, len(w), size):
+            blocks = [range(tile, tile + size)[i : i + K_BLOCK] for i in range(0, size, K_BLOCK)]
+            total = total + reduce(add, (reduce(add, (x[:, k, None] * w[k] for k in block)) for block in blocks))
         return self._vram(total)
 
     def _vram(self, values: np.ndarray) -> np.ndarray:
-        fmt = self.config.precision.vector_sram_type
-        fmt = fmt.element if isinstance(fmt, MXFormat) else fmt
-        decoded: np.ndarray = plena.decode(plena.encode(values, fmt), fmt)  # type: ignore[arg-type]
+        fmt = vram_format(self.config)
+        decoded: np.ndarray = fmt.decode(fmt.encode(values))
         return decoded
 
     def exact(self) -> np.ndarray:
@@ -183,19 +191,40 @@ def _add(register: str, value: int) -> list[str]:
     return [f"S_ADDI_INT {register}, {register}, {step}" for step in steps]
 
 
+def _check_rows(key: str, shape: tuple[int, int], scales_at: int, transfer: Transfer) -> None:
+    """Refuse a matrix whose rows of MLEN elements the machine does not fetch as they are staged (machine.md 4.6).
+
+    Args:
+        key: the extent to name.
+        shape: of the matrix.
+        scales_at: address of its scales.
+        transfer: how its rows lie in HBM.
+    """
+    if not isinstance(transfer.fmt, MXFormat) or transfer.problem:
+        raise ConfigError("PRECISION", str(transfer.fmt), transfer.problem or "the projection takes MX formats")
+    if transfer.element_bytes != transfer.lanes:
+        raise ConfigError("PRECISION", str(transfer.fmt), "the projection takes MX elements of 8 bits")
+    size = transfer.scale_bytes
+    starts = scales_at + size * np.arange(min(shape[0] * shape[1] // transfer.lanes, BLOCK))
+    if (starts % BLOCK + size > BLOCK).any():
+        rule = f"rows of {size} scale bytes straddle lines of {BLOCK} bytes, of which the machine fetches one a row"
+        raise ConfigError(key, shape[1], rule)
+    # The machine works out where the scales of a row are in float32.
+    if transfer.lanes * shape[1] // transfer.ratio > 1 << 24:
+        raise ConfigError(key, shape[1], "scales are too far apart for float32 to tell")
+
+
 def _stage(matrix: np.ndarray, transfer: Transfer) -> tuple[bytes, bytes]:
     """Element bytes and scale bytes of a matrix, row after row."""
     fmt = transfer.fmt
-    if not isinstance(fmt, MXFormat):
-        raise ConfigError("PRECISION", "plain", "the projection takes MX formats")
+    assert isinstance(fmt, MXFormat)
     codes, scales = fmt.encode(np.asarray(matrix, np.float32))
     return pack(codes, fmt.element.bits).tobytes(), pack(scales, fmt.scale.bits).tobytes()
 
 
-def _rounded(matrix: np.ndarray, fmt: object) -> np.ndarray:
-    if not isinstance(fmt, MXFormat):
-        raise ConfigError("PRECISION", "plain", "the projection takes MX formats")
-    rounded: np.ndarray = fmt.decode(*fmt.encode(np.asarray(matrix, np.float32)))
+def _rounded(matrix: np.ndarray, transfer: Transfer) -> np.ndarray:
+    assert isinstance(transfer.fmt, MXFormat)
+    rounded: np.ndarray = transfer.fmt.decode(*transfer.fmt.encode(np.asarray(matrix, np.float32)))
     return rounded
 
 

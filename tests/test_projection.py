@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plena_jax import ConfigError, MachineConfig, MachineState, run
+from plena_jax.config import Formats, Intended
+from plena_jax.formats import FloatFormat, MXFormat
 from plena_jax.projection import Projection, random_projection
 
 CONFIG = MachineConfig(mlen=16, vlen=16, blen=4, hlen=4, hbm_m_prefetch_amount=16, matrix_sram_size=96)
@@ -57,8 +59,46 @@ def test_shapes_that_do_not_tile(shape: tuple[int, int, int], key: str) -> None:
     assert caught.value.key == key
 
 
-def test_plain_formats_are_refused() -> None:
-    plain = dataclasses.replace(CONFIG.precision, hbm_m_weight_type=CONFIG.precision.vector_sram_type)
-    job = random_projection(4, 16, 16, dataclasses.replace(CONFIG, precision=plain))
-    with pytest.raises(ConfigError, match="MX formats"):
-        _ = job.images
+def shaped(mlen: int, tiles: int = 2, **changes: object) -> MachineConfig:
+    fields = {"mlen": mlen, "vlen": mlen, "blen": 4, "hlen": mlen // 4, "hbm_m_prefetch_amount": mlen}
+    return MachineConfig(**(fields | {"matrix_sram_size": tiles * mlen} | changes))
+
+
+def test_tiles_of_more_than_a_block_add_in_blocks() -> None:
+    """MLEN 256: two partial sums of 128 products a tile. Float32 in VRAM shows every bit of them."""
+    precision = Formats(vector_sram_type=FloatFormat.make(8, 23, family="plena"))
+    config = shaped(256, precision=precision, intended=Intended(plain_formats=True))
+    job = random_projection(4, 512, 256, config, 1)
+    assert np.array_equal(result_of(job).view(np.uint32), job.rounded().view(np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("mlen", "shape", "key"),
+    [
+        (192, (4, 192, 192), "k"),
+        (192, (4, 192, 1536), "k"),
+        (40, (4, 40, 40), "n"),
+        (24, (8, 24, 48), "n"),
+        (1024, (4, 1024, 1024), "k"),
+    ],
+)
+def test_scales_that_straddle_lines_are_refused(mlen: int, shape: tuple[int, int, int], key: str) -> None:
+    """Of the scales behind a line the machine fetches none."""
+    with pytest.raises(ConfigError, match="scale bytes straddle lines of 64 bytes") as caught:
+        random_projection(*shape, shaped(mlen))
+    assert caught.value.key == key
+
+
+def test_a_side_that_is_no_power_of_two_is_not_refused() -> None:
+    """Two scales a row straddle nothing."""
+    mx = dataclasses.replace(CONFIG.precision.hbm_m_weight_type, block=12)
+    job = random_projection(4, 48, 72, shaped(24, precision=Formats(hbm_m_weight_type=mx, hbm_v_act_type=mx)), 2)
+    assert np.array_equal(result_of(job).view(np.uint32), job.rounded().view(np.uint32))
+
+
+def test_plain_and_wide_formats_are_refused() -> None:
+    wide = MXFormat(FloatFormat.make(5, 10, family="plena"), CONFIG.precision.hbm_m_weight_type.scale, 8)
+    for fmt, rule in ((CONFIG.precision.vector_sram_type, "takes MX formats"), (wide, "MX elements of 8 bits")):
+        precision = dataclasses.replace(CONFIG.precision, hbm_m_weight_type=fmt)
+        with pytest.raises(ConfigError, match=rule):
+            random_projection(4, 16, 16, dataclasses.replace(CONFIG, precision=precision))
