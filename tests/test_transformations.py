@@ -57,6 +57,13 @@ def test_a_concrete_state_inside_jit(job, state: MachineState, small: MachineCon
         assert np.array_equal(inside, pj.run(job.program, state, small).vram, equal_nan=True)
 
 
+def test_a_first_run_inside_jit_leaves_nothing_of_it_behind(small: MachineConfig) -> None:
+    other = random_program(small, 4321)
+    begin = MachineState.from_images(small, other.images)
+    inside = jax.jit(lambda x: pj.run(other.program, begin, small, engine="resolved").vram + x)(0.0)
+    assert np.array_equal(inside, pj.run(other.program, begin, small, engine="resolved").vram, equal_nan=True)
+
+
 @pytest.mark.parametrize("lanes", [1, 3, CPU_LANES + 5])
 def test_vmap_over_images(lanes: int, job, state: MachineState, small: MachineConfig) -> None:
     batch = images(lanes, state)

@@ -145,6 +145,12 @@ class Ahead:
         return final.replace(hbm_blocks=add_wide(final.hbm_blocks, split_wide(self._blocks[:, 0], self._blocks[:, 1])))
 
 
+def compile_control(program: Program, config: MachineConfig, state: MachineState) -> None:
+    """Compile the integer machine for a program: let it execute no instruction."""
+    for _ in Ahead(program, config, integers_of(state), limit=0).pieces():
+        pass
+
+
 def split_wide(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """uint32 [..., 2]: low and high word of ``low + high * 2**32``, for uint64 halves of any size."""
     total = low + (high << np.uint64(32))

@@ -81,7 +81,7 @@ class Datapath:
 
     @int_sram.setter
     def int_sram(self, entries: np.ndarray) -> None:
-        self._memories = self._memories._replace(int_sram=jnp.asarray(entries))
+        self._memories = self._memories._replace(int_sram=jax.device_put(entries))
 
     def finish(self, integers: dict[str, Any], fresh: int, unknown: np.ndarray) -> MachineState:
         """The final state; this object cannot be used after that.
@@ -132,7 +132,8 @@ def compile_ahead(config: MachineConfig, state: MachineState) -> None:
 
 
 def compile_all(config: MachineConfig, state: MachineState) -> None:
-    """Compile what a run from ``state`` needs: run nothing on it."""
+    """Compile what a run from ``state`` needs, whether or not that is donated: run nothing on it."""
+    _pack(config, state)
     integers = {name: getattr(state, name) for name in INTEGER_FIELDS}
     datapath = Datapath(config, state)
     datapath.execute(np.zeros((CHUNK + 1, WIDTH), np.int32), 0)

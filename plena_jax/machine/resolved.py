@@ -75,7 +75,7 @@ class Trace:
         pieces = [self.records[i : i + CHUNK] for i in range(0, len(self), CHUNK)]
         # Kept beyond the ``jit`` that may be around the first run.
         with jax.ensure_compile_time_eval():
-            return [(jnp.asarray(padded(piece, CHUNK + 1)), len(piece)) for piece in pieces]
+            return [(jax.device_put(padded(piece, CHUNK + 1)), len(piece)) for piece in pieces]
 
 
 # -- resolving --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from plena_jax.config import Formats, MachineConfig
 from plena_jax.errors import EngineError
 from plena_jax.formats import FloatFormat, Quantizer
+from plena_jax.machine.ahead import compile_control
 from plena_jax.machine.architectural import run_concrete, run_traced
 from plena_jax.machine.compiled import compile_ahead, compile_all
 from plena_jax.machine.decode import decode
@@ -99,14 +100,18 @@ def prepare(
     """Do what :func:`run` does once before it can run: choose the engine, resolve the program, compile.
 
     Takes the arguments of :func:`run`, for concrete states; ``progress`` is called with the number of instructions
-    resolved. Returns the engine that was chosen. Nothing depends on this but the time of the first run.
+    resolved. Returns the engine that was chosen. Nothing depends on this but the time of the first run: that compiles
+    nothing then, unless the architectural engine has to grow the state.
     """
     program = _program(program)
     _check(state, config, max_instructions)
-    compile_ahead(config, state)
+    if not _is_tracing():
+        compile_ahead(config, state)
     choice = engine_for(program, state, config, engine, max_instructions, progress)
     if choice.trace is not None:
         state = allocate(state, config, choice.trace.vram_rows, choice.trace.hbm_bytes)
+    else:
+        compile_control(program, config, state)
     compile_all(config, state)
     return choice
 
