@@ -365,7 +365,7 @@ def _transfer(of: dict[str, Array], config: MachineConfig, hbm_bytes: int) -> _T
         unallocated = unallocated | (((high > 0) | (low > np.uint32(min(hbm_bytes, 2**32 - 1)))) & here)
         top = xp.maximum(top, xp.where(here, xp.where(high > 0, _MOST, low), zero))
     fault = xp.where(unallocated.any(axis=-1), int(Fault.HBM_UNALLOCATED), 0)
-    fault = xp.where(beyond.any(axis=-1), int(Fault.HBM_RANGE), fault)
+    fault = xp.where(beyond.any(axis=-1), int(Fault.HBM_RANGE), fault).astype(np.int32)
 
     touched = lambda low, size: xp.where(wanted & (size > 0), blocks_touched(low, size), zero)
     # A prefetch reads one block of scales a row, a store all that it overlaps.

@@ -21,7 +21,7 @@ def block_of(
     memory: jax.Array, row: jax.Array | int, rows: int, lane: jax.Array | int = 0, lanes: int | None = None
 ) -> jax.Array:
     """float32 [rows, lanes] of a memory from (row, lane)."""
-    start = (row, jnp.asarray(lane, jnp.int32))
+    start = (jnp.asarray(row, jnp.int32), jnp.asarray(lane, jnp.int32))
     sizes = (rows, memory.shape[1] if lanes is None else lanes)
     return lax.dynamic_slice(memory, start, sizes, allow_negative_indices=False)
 
