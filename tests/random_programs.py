@@ -23,8 +23,10 @@ class RandomProgram:
 class _Writer:
     """Writes instructions whose operands are in range; few rows, so that they alias."""
 
-    def __init__(self, config: MachineConfig, random: np.random.Generator, rows: int, hbm: int, topk: bool) -> None:
-        self.config, self.random, self.rows, self.hbm = config, random, rows, hbm
+    def __init__(
+        self, config: MachineConfig, random: np.random.Generator, rows: int, hbm: int, topk: bool, tame: bool
+    ) -> None:
+        self.config, self.random, self.rows, self.hbm, self.tame = config, random, rows, hbm, tame
         self.topk = topk and rows * config.vlen >= 256
         self.lines: list[str] = []
         self.depth = 0
@@ -90,7 +92,7 @@ class _Writer:
             self.emit(f"M_MV_WO {self.row('gp3')}, {self.pick(c.mlen // c.blen, c.blen)}")
 
     def vector(self) -> None:
-        name = self.random.choice(["V_ADD_VV", "V_SUB_VV", "V_MUL_VV"])
+        name = self.random.choice(["V_ADD_VV", "V_SUB_VV", "V_SUB_VV" if self.tame else "V_MUL_VV"])
         self.emit(f"{name} {self.row('gp1')}, {self.row('gp2')}, {self.row('gp3')}, {self.mask()}")
 
     def vector_scalar(self) -> None:
@@ -174,15 +176,22 @@ class _Writer:
         families = [
             *often,
             *often,
-            *(self.matmul, self.batched, self.vector_products, self.vector_scalar, self.vector_one, self.shift),
-            *(self.scalar, self.scalar_one, self.fp_sram, self.map_fp, self.int_sram, self.top, self.registers),
+            *(self.matmul, self.batched, self.vector_products, self.vector_scalar, self.shift),
+            *(self.scalar, self.fp_sram, self.map_fp, self.int_sram, self.top, self.registers),
+            *(() if self.tame else (self.vector_one, self.scalar_one)),
         ]
         for _ in range(count):
             families[self.random.integers(0, len(families))]()
 
 
 def random_program(
-    config: MachineConfig, seed: int, size: int = 40, rows: int = 24, topk: bool = True, extremes: float = 0.0
+    config: MachineConfig,
+    seed: int,
+    size: int = 40,
+    rows: int = 24,
+    topk: bool = True,
+    extremes: float = 0.0,
+    tame: bool = False,
 ) -> RandomProgram:
     """A program of about ``size`` random steps on ``rows`` rows of VRAM.
 
@@ -193,11 +202,12 @@ def random_program(
         rows: VRAM rows in use: few, so that they are reused.
         topk: include V_TOPK (its results are not loaded as integers).
         extremes: share of VRAM words that are any bit pattern: huge, subnormal, infinite, NaN.
+        tame: without what easily leaves the range of float32: exponentials, reciprocals, products of rows.
     """
     random = np.random.default_rng(seed)
     hbm = 8 * 1024
     rows = max(rows, config.broadcast_amount * config.mlen)
-    writer = _Writer(config, random, min(rows, config.vector_sram_size), hbm, topk)
+    writer = _Writer(config, random, min(rows, config.vector_sram_size), hbm, topk, tame)
     writer.set("gp1", 4096)
     writer.emit("C_SET_SCALE_REG gp1")
     writer.some(size)

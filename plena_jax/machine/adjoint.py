@@ -62,7 +62,7 @@ class Adjoint(Sweep):
     def __init__(
         self, plan: Plan, trace: jax.Array, end: jax.Array, precision: Formats | None, journal: Journal
     ) -> None:
-        super().__init__(plan.config, trace, end, precision, plan.clipped, plan.stores)
+        super().__init__(plan.config, trace, end, precision, plan.clipped, plan.used)
         self.plan, self.journal = plan, journal
 
     def run_back(self, memories: Memories, bar: Floats) -> Floats:
@@ -105,20 +105,20 @@ class Adjoint(Sweep):
         return jnp.stack([index, jnp.maximum(parts, 1) - 1])
 
     def _turn(self, c: _Carry) -> _Carry:
-        if self.plan.functions(Stage.STORE):
+        if self.functions(Stage.STORE):
             c = self._stores(c)
-        if self.plan.functions(Stage.TOPK):
+        if self.functions(Stage.TOPK):
             c = self._topks(c)
-        for index in self.plan.functions(Stage.WIDE):
+        for index in self.functions(Stage.WIDE):
             c = self._rows(c, Stage.WIDE, index)
         light, heavy = self._weights(c)
         for index in heavy:
             c = self._rows(c, Stage.ROW, index)
         if light:
             c = self._light_rows(c, light)
-        if self.plan.functions(Stage.WRITE):
+        if self.functions(Stage.WRITE):
             c = self._writes(c)
-        for index in self.plan.functions(Stage.MATMUL):
+        for index in self.functions(Stage.MATMUL):
             c = self._products(c, index)
         return c
 
@@ -225,7 +225,7 @@ class Adjoint(Sweep):
     def _weights(self, c: _Carry) -> tuple[dict[int, list[Any]], list[int]]:
         """The ROW functions that read only a few rows, which share a loop, with what they read; and the others."""
         light, heavy = {}, []
-        for index in self.plan.functions(Stage.ROW):
+        for index in self.functions(Stage.ROW):
             sites = self._sites(branches(Stage.ROW)[index].function, c)
             if all(site.memory is not Memory.HBM and site.row[0] <= 2 for site in sites):
                 light[index] = sites

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from plena_jax.bits import u32
@@ -33,6 +34,8 @@ from plena_jax.machine.transfer import (
 )
 from plena_jax.machine.view import View, block_of
 
+#: Functions, as (stage, position among those of the stage).
+Used = frozenset[tuple[int, int]]
 #: int32 [2]: index of the record, and the part of it that is next.
 Cursor = jax.Array
 
@@ -44,7 +47,7 @@ def execute(
     end: jax.Array,
     precision: Formats | None = None,
     clipped: bool = False,
-    stores: bool = True,
+    used: Used | None = None,
 ) -> Memories:
     """Run records 0 to ``end`` of ``trace`` int32 [n, 16]; the record at ``end`` must exist, with any content.
 
@@ -56,12 +59,13 @@ def execute(
         memories, trace, end: what to run.
         precision: formats that replace those of ``config``.
         clipped: for derivatives, see :class:`View`.
-        stores: whether there may be stores to HBM; without, HBM is not copied for each machine.
+        used: the functions that occur, all by default. Without stores HBM is not copied for each machine.
     """
+    stores = used is None or any(stage == Stage.STORE for stage, _ in used)
 
     def run(data: tuple[Memories, Formats | None], trace: jax.Array, end: jax.Array) -> Memories:
         memories, precision = data
-        sweep = Sweep(config, trace, end, precision, clipped, stores)
+        sweep = Sweep(config, trace, end, precision, clipped, used)
         final = sweep.run_all(memories)
         # What is not returned is not copied for each machine.
         return final if stores else final._replace(hbm=final.hbm[:1])
@@ -80,10 +84,14 @@ class Sweep:
         end: jax.Array,
         precision: Formats | None = None,
         clipped: bool = False,
-        stores: bool = True,
+        used: Used | None = None,
     ) -> None:
         self.config, self.trace, self.end = config, trace, end
-        self.precision, self.clipped, self.stores = precision, clipped, stores
+        self.precision, self.clipped, self.used = precision, clipped, used
+
+    def functions(self, stage: Stage) -> list[int]:
+        """Positions among those of their stage of the functions that may occur."""
+        return [i for i in range(len(branches(stage))) if self.used is None or (stage, i) in self.used]
 
     def run_all(self, memories: Memories) -> Memories:
         """The memories after the last record."""
@@ -105,16 +113,21 @@ class Sweep:
     def run(self, memories: Memories, cursor: Cursor) -> tuple[Memories, Cursor]:
         """One turn: what is next of each stage, in their order."""
         vram, cells, m_accum, hbm, int_sram, careful = memories
-        cursor, m_accum = self.matmul(vram, cells, hbm, careful, cursor, m_accum)
-        cursor, vram = lax.while_loop(
-            lambda c: self.at(c[0], Stage.WRITE), lambda c: self.write(cells, m_accum, hbm, *c), (cursor, vram)
-        )
-        cursor, vram, cells = lax.while_loop(
-            lambda c: self.at(c[0], Stage.ROW), lambda c: self.row(m_accum, hbm, *c), (cursor, vram, cells)
-        )
+        if self.functions(Stage.MATMUL):
+            cursor, m_accum = self.matmul(vram, cells, hbm, careful, cursor, m_accum)
+        if self.functions(Stage.WRITE):
+            cursor, vram = lax.while_loop(
+                lambda c: self.at(c[0], Stage.WRITE), lambda c: self.write(cells, m_accum, hbm, *c), (cursor, vram)
+            )
+        if self.functions(Stage.ROW):
+            cursor, vram, cells = lax.while_loop(
+                lambda c: self.at(c[0], Stage.ROW), lambda c: self.row(m_accum, hbm, *c), (cursor, vram, cells)
+            )
         seldom = (cursor, vram, cells, hbm, int_sram, careful)
-        last = Stage.STORE if self.stores else Stage.TOPK
-        seldom = lax.while_loop(lambda c: self.at(c[0], Stage.WIDE, last), lambda c: self.seldom(m_accum, *c), seldom)
+        stages = [s for s in (Stage.WIDE, Stage.TOPK, Stage.STORE) if self.functions(s)]
+        if stages:
+            goes_on = lambda c: self.at(c[0], stages[0], stages[-1])
+            seldom = lax.while_loop(goes_on, lambda c: self.seldom(m_accum, *c), seldom)
         cursor, vram, cells, hbm, int_sram, careful = seldom
         return Memories(vram, cells, m_accum, hbm, int_sram, careful), cursor
 
@@ -129,15 +142,19 @@ class Sweep:
         careful: jax.Array,
     ) -> tuple[Cursor, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
         """The stages from WIDE to STORE, which share a turn so that the others wait for one loop and not for three."""
-        cursor, vram, cells, careful = lax.while_loop(
-            lambda c: self.at(c[0], Stage.WIDE),
-            lambda c: self.wide(m_accum, hbm, *c),
-            (cursor, vram, cells, careful),
-        )
-        cursor, cells, int_sram = lax.while_loop(
-            lambda c: self.at(c[0], Stage.TOPK), lambda c: self.topk(vram, m_accum, hbm, *c), (cursor, cells, int_sram)
-        )
-        if self.stores:
+        if self.functions(Stage.WIDE):
+            cursor, vram, cells, careful = lax.while_loop(
+                lambda c: self.at(c[0], Stage.WIDE),
+                lambda c: self.wide(m_accum, hbm, *c),
+                (cursor, vram, cells, careful),
+            )
+        if self.functions(Stage.TOPK):
+            cursor, cells, int_sram = lax.while_loop(
+                lambda c: self.at(c[0], Stage.TOPK),
+                lambda c: self.topk(vram, m_accum, hbm, *c),
+                (cursor, cells, int_sram),
+            )
+        if self.functions(Stage.STORE):
             cursor, hbm = lax.while_loop(
                 lambda c: self.at(c[0], Stage.STORE), lambda c: self.store(vram, cells, m_accum, *c), (cursor, hbm)
             )
@@ -172,7 +189,7 @@ class Sweep:
         m_accum: jax.Array,
     ) -> tuple[Cursor, jax.Array]:
         """Products in a row: in fast arithmetic if that is exact for what came out, else again in careful one."""
-        functions = [b.function for b in branches(Stage.MATMUL)]
+        functions = {i: branches(Stage.MATMUL)[i].function for i in self.functions(Stage.MATMUL)}
 
         Carry = tuple[Cursor, jax.Array]
         Operands = Callable[[Cursor, jax.Array], Any]
@@ -191,7 +208,7 @@ class Sweep:
 
         start = fast = (cursor, m_accum)
         add = fast_sums(self.view(vram, cells, hbm, m_accum))
-        for branch, function in enumerate(functions):
+        for branch, function in functions.items():
             goes_on = partial(self._at_product, branch=branch, careful=careful)
             one = partial(run, operands=partial(read, function=function), add=add)
             fast = lax.while_loop(goes_on, one, fast)
@@ -266,10 +283,18 @@ class Sweep:
         def run(view: View, trace: jax.Array, cursor: Cursor, function: Callable[..., Any]) -> Any:
             return function(view, step(trace, cursor[0], cursor[1]))
 
-        runs = [partial(run, function=branch.function) for branch in branches(stage)]
-        branch = field(self.trace, cursor[0], Record.BRANCH)
-        view = self.view(vram, cells, hbm, m_accum, careful)
-        return lax.switch(branch, runs, view, self.trace, cursor)
+        view, functions = self.view(vram, cells, hbm, m_accum, careful), self.functions(stage)
+        runs = [partial(run, function=branches(stage)[i].function) for i in functions]
+        return lax.switch(self.place(stage, cursor), runs, view, self.trace, cursor)
+
+    def place(self, stage: Stage, cursor: Cursor) -> jax.Array:
+        """int32: the position of the record's function among those that may occur."""
+        branch, functions = field(self.trace, cursor[0], Record.BRANCH), self.functions(stage)
+        if len(functions) == len(branches(stage)):
+            return branch
+        places = np.zeros(len(branches(stage)), np.int32)
+        places[functions] = np.arange(len(functions))
+        return jnp.asarray(places)[branch]
 
     def topk(
         self,

@@ -96,7 +96,7 @@ def run_segments(plan: Plan, memories: Memories, precision: Formats | None, segm
 @partial(jax.jit, static_argnums=0)
 def _run(plan: Plan, memories: Memories, precision: Formats | None, segments: Segments) -> Memories:
     run = lambda memories, records, end: execute(
-        plan.config, memories, records, end, precision, plan.clipped, plan.stores
+        plan.config, memories, records, end, precision, plan.clipped, plan.used
     )
     if len(segments.ends) == 1:
         return run(memories, segments.records[0], segments.ends[0])
@@ -131,7 +131,7 @@ def _run_keeping(
     def one(memories: Memories, segment: Segments) -> tuple[Memories, Memories]:
         # Memory that nothing writes is kept once.
         kept = memories if plan.stores else memories._replace(hbm=memories.hbm[:1])
-        return execute(plan.config, memories, *segment, precision, plan.clipped, plan.stores), kept
+        return execute(plan.config, memories, *segment, precision, plan.clipped, plan.used), kept
 
     end, starts = lax.scan(one, memories, segments)
     if not plan.stores:
@@ -224,7 +224,7 @@ def _push(plan: Plan, r: _Residuals, tangents: Floats) -> Floats:
         memories = _joined(floats, start)
         for index in range(len(r.segments.ends)):
             records, end = r.segments.records[index], r.segments.ends[index]
-            memories = Sweep(plan.config, records, end, r.precision, plan.clipped, plan.stores).run_all(memories)
+            memories = Sweep(plan.config, records, end, r.precision, plan.clipped, plan.used).run_all(memories)
         return _split(memories)
 
     return jax.jvp(run, (_split(start),), (tangents,))[1]

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from plena_jax.config import Formats, MachineConfig
-from plena_jax.machine.datapath import Cursor, Sweep
+from plena_jax.machine.datapath import Cursor, Sweep, Used
 from plena_jax.machine.memories import Memories, first_row, held, pick_rows, window_start
 from plena_jax.machine.record import Record, Step
 from plena_jax.machine.semantics import Stage
@@ -91,7 +91,7 @@ class Plan:
 
     config: MachineConfig
     clipped: bool
-    used: frozenset[tuple[int, int]]
+    used: Used
     entries: tuple[int, ...]
     debug: Program | None = None
 
@@ -99,10 +99,6 @@ class Plan:
     def stores(self) -> bool:
         """Whether HBM is written."""
         return any(stage == Stage.STORE for stage, _ in self.used)
-
-    def functions(self, stage: Stage) -> list[int]:
-        """Positions of the functions of a stage that occur."""
-        return sorted(index for s, index in self.used if s == stage)
 
     def empty(self) -> Journal:
         """A journal with nothing in it."""
@@ -137,7 +133,7 @@ class JournalledSweep(Sweep):
     """A sweep that keeps a journal. Its loops are those of :class:`Sweep`, for the stages that occur."""
 
     def __init__(self, plan: Plan, trace: jax.Array, end: jax.Array, precision: Formats | None) -> None:
-        super().__init__(plan.config, trace, end, precision, plan.clipped, plan.stores)
+        super().__init__(plan.config, trace, end, precision, plan.clipped, plan.used)
         self.plan = plan
 
     def run_with_journal(self, memories: Memories) -> tuple[Memories, Journal]:
@@ -153,32 +149,31 @@ class JournalledSweep(Sweep):
     def _turn(self, memories: Memories, journal: Journal, cursor: Cursor) -> tuple[Memories, Journal, Cursor]:
         vram, cells, m_accum, hbm, int_sram, careful = memories
         write, row, wide, topk, store = journal
-        used = {stage for stage, _ in self.plan.used}
-        if Stage.MATMUL in used:
+        if self.functions(Stage.MATMUL):
             cursor, m_accum = self.matmul(vram, cells, hbm, careful, cursor, m_accum)
-        if Stage.WRITE in used:
+        if self.functions(Stage.WRITE):
             cursor, vram, write = lax.while_loop(
                 lambda c: self.at(c[0], Stage.WRITE),
                 lambda c: self._write(cells, m_accum, hbm, *c),
                 (cursor, vram, write),
             )
-        if Stage.ROW in used:
+        if self.functions(Stage.ROW):
             cursor, vram, cells, row = lax.while_loop(
                 lambda c: self.at(c[0], Stage.ROW), lambda c: self._row(m_accum, hbm, *c), (cursor, vram, cells, row)
             )
-        if Stage.WIDE in used:
+        if self.functions(Stage.WIDE):
             cursor, vram, cells, careful, wide = lax.while_loop(
                 lambda c: self.at(c[0], Stage.WIDE),
                 lambda c: self._wide(m_accum, hbm, *c),
                 (cursor, vram, cells, careful, wide),
             )
-        if Stage.TOPK in used:
+        if self.functions(Stage.TOPK):
             cursor, cells, int_sram, topk = lax.while_loop(
                 lambda c: self.at(c[0], Stage.TOPK),
                 lambda c: self._topk(vram, m_accum, hbm, *c),
                 (cursor, cells, int_sram, topk),
             )
-        if Stage.STORE in used:
+        if self.functions(Stage.STORE):
             cursor, hbm, store = lax.while_loop(
                 lambda c: self.at(c[0], Stage.STORE),
                 lambda c: self._store(vram, cells, m_accum, *c),
