@@ -6,8 +6,9 @@
 42
 """
 
-from plena_jax import formats
+from plena_jax import formats, hbm
 from plena_jax.assembler import assemble
+from plena_jax.batch import lane, run_batch
 from plena_jax.config import Formats, Intended, Latency, MachineConfig
 from plena_jax.disassembler import disassemble
 from plena_jax.errors import (
@@ -59,7 +60,10 @@ __all__ = [
     "disassemble",
     "engine_for",
     "formats",
+    "hbm",
+    "lane",
     "prepare",
     "resolve",
     "run",
+    "run_batch",
 ]

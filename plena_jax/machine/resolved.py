@@ -202,7 +202,7 @@ def run_trace(
         precision: formats that replace those of the configuration.
         gradient: how to differentiate.
     """
-    config, integers = trace.config, _integers_after(trace, integers_of(state))
+    config, integers = trace.config, integers_after(trace, integers_of(state))
     if precision is not None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state)):
         plan, segments = cut(trace.records, state, config, gradient or Gradient(), trace.program)
         memories = run_segments(plan, pack_memories(config, state), precision, segments)
@@ -219,7 +219,7 @@ def run_trace(
     return datapath.finish(integers, trace.fresh, trace.unknown)
 
 
-def _integers_after(trace: Trace, start: MachineState) -> dict[str, Any]:
+def integers_after(trace: Trace, start: MachineState) -> dict[str, Any]:
     """The integer fields after a run from ``start``; INT SRAM without what V_TOPK has written."""
     end = trace.end
     with np.errstate(over="ignore"):

@@ -162,7 +162,7 @@ def run(
     program = _program(program)
     _check(state, config, max_instructions)
     if precision is not None:
-        _check_precision(precision, state)
+        check_precision(precision, state)
     elif not _is_tracing() and not _is_traced(state):
         compile_ahead(config, state)
     choice = engine_for(program, state, config, engine, max_instructions)
@@ -193,7 +193,8 @@ def _check(state: MachineState, config: MachineConfig, max_instructions: int | N
         raise EngineError(f"max_instructions {max_instructions}; allowed: 0 to 2**31 - 1")
 
 
-def _check_precision(precision: Formats, state: MachineState) -> None:
+def check_precision(precision: Formats, state: MachineState) -> None:
+    """Refuse formats that a machine cannot take as arguments."""
     if not state.has_values:
         raise EngineError(
             "precision: bytes of HBM have the configuration's formats; start from the values face "

@@ -71,7 +71,6 @@ def cut(
         gradient: how to differentiate.
         program: where the records come from, for messages.
     """
-    used = frozenset((int(stage), int(branch)) for stage, branch in np.unique(records[:, :2], axis=0))
     count = gradient.segments or _segments(records, state, config)
     size = _bucket(-(-len(records) // max(1, min(count, len(records)))))
     # Rounding up may leave nothing for the last ones.
@@ -84,11 +83,31 @@ def cut(
     plan = Plan(
         config,
         clipped=gradient.rounding == "clipped",
-        used=used,
+        used=_used(records),
         entries=tuple(_bucket(int(n)) for n in entries),
         debug=program if gradient.debug else None,
     )
     return plan, Segments(jnp.asarray(stacked), jnp.asarray([len(piece) for piece in pieces], jnp.int32))
+
+
+def together(traces: list[np.ndarray], config: MachineConfig) -> tuple[Plan, Segments]:
+    """Several traces as a table, filled up to one length: records [traces, n, 16] and ends [traces].
+
+    Args:
+        traces: int32 [n, 16] each.
+        config: the machine.
+    """
+    size = _bucket(max(len(records) for records in traces)) + 1
+    stacked = np.zeros((len(traces), size, WIDTH), np.int32)
+    for index, records in enumerate(traces):
+        stacked[index, : len(records)] = records
+    used = frozenset[tuple[int, int]]().union(*(_used(records) for records in traces))
+    ends = jnp.asarray([len(records) for records in traces], jnp.int32)
+    return Plan(config, clipped=False, used=used, entries=(1,) * len(FIELDS)), Segments(jnp.asarray(stacked), ends)
+
+
+def _used(records: np.ndarray) -> frozenset[tuple[int, int]]:
+    return frozenset((int(stage), int(branch)) for stage, branch in np.unique(records[:, :2], axis=0))
 
 
 def _segments(records: np.ndarray, state: MachineState, config: MachineConfig) -> int:
