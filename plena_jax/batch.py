@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plena_jax.config import Formats, MachineConfig
@@ -30,6 +29,7 @@ from plena_jax.machine.run import check_precision
 from plena_jax.machine.segments import together
 from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, allocate
 from plena_jax.program import Program
+from plena_jax.sharding import memory_of, row_of, spread
 
 #: Share of a device's memory that a chunk may take, with what XLA needs beside arguments and results.
 _SHARE = 0.4
@@ -88,8 +88,12 @@ def run_batch(
 
 
 def lane(states: MachineState, index: int, config: MachineConfig) -> MachineState:
-    """One state of a batch, shared leaves included."""
-    return jax.tree.map(lambda leaf, own: leaf[index] if own else leaf, states, _has_lanes(states, config))
+    """One state of a batch, shared leaves included.
+
+    Raises:
+        EngineError: it is on another host.
+    """
+    return jax.tree.map(lambda leaf, own: row_of(leaf, index) if own else leaf, states, _has_lanes(states, config))
 
 
 # -- what belongs together --------------------------------------------------------------------------------------------
@@ -213,7 +217,7 @@ class _Batch:
         lanes = zip(self.leaves, self.flags, strict=True)
         each = sum(leaf.size * leaf.dtype.itemsize // self.lanes for leaf, is_lane in lanes if is_lane)
         # Arguments, results, and what runs.
-        fits = int(_SHARE * _memory(mesh) / max(3 * each, 1)) * devices
+        fits = int(_SHARE * memory_of(mesh) / max(3 * each, 1)) * devices
         # A report is worth a call of its own, but no smaller ones than run together.
         wanted = max(-(-self.lanes // 20), CPU_LANES) if reports else self.lanes
         most = max(min(fits, -(-wanted // devices) * devices), devices)
@@ -224,7 +228,7 @@ class _Batch:
         # The last chunk has its last lane several times, so that all have one shape.
         index = np.minimum(start + np.arange(size), self.lanes - 1)
         whole = size == self.lanes
-        put = partial(_put, mesh=mesh)
+        put = partial(spread, mesh=mesh)
         batched = [
             put(leaf if whole else np.asarray(leaf)[index], True)
             for leaf, has_lanes in zip(self.leaves, self.flags, strict=True)
@@ -350,24 +354,6 @@ def _run_lanes(
         return {name: getattr(final, name) for name in names}
 
     return lax.map(one, (batched, which)) if what.many else jax.vmap(one)((batched, which))
-
-
-def _put(leaf: Any, has_lanes: bool, mesh: Mesh | None) -> Any:
-    """A leaf where the mesh wants it; every host has all of it."""
-    if mesh is None or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
-        return leaf
-    spec = PartitionSpec(mesh.axis_names[0]) if has_lanes else PartitionSpec()
-    values = np.asarray(leaf)
-    return jax.make_array_from_callback(values.shape, NamedSharding(mesh, spec), lambda index: values[index])
-
-
-def _memory(mesh: Mesh | None) -> int:
-    """Bytes of one device; of the host shared by its CPU devices."""
-    devices = jax.devices()[:1] if mesh is None else list(mesh.local_devices)
-    statistics = devices[0].memory_stats()
-    if statistics and "bytes_limit" in statistics:
-        return int(statistics["bytes_limit"])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
 
 
 @contextmanager
