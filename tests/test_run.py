@@ -16,7 +16,7 @@ import plena_jax as pj
 from plena_jax import Fault, MachineConfig, MachineState
 from plena_jax.machine import compiled, resolved
 from tests.random_programs import random_program
-from tests.states import differences
+from tests.states import bits, differences
 
 ENGINES = ["architectural", "resolved"]
 
@@ -215,3 +215,55 @@ def test_the_traces_kept_are_touched_by_one_thread_at_a_time(
     for text in ("V_EXP_V gp0, gp0", "V_RECI_V gp0, gp0\nV_EXP_V gp0, gp0", "V_RECI_V gp0, gp0\nV_EXP_V gp0, gp0"):
         pj.resolve(pj.assemble(text), small, state)
     assert set(touched) == set(names)
+
+
+# -- small vector SRAM ------------------------------------------------------------------------------------------------
+
+#: What fits five rows: lane-wise, a product, its write-out, a transfer both ways.
+_FIVE_ROWS = """
+S_ADDI_INT gp1, gp0, 8
+S_ADDI_INT gp2, gp0, 24
+S_ADDI_INT gp3, gp0, 32
+H_PREFETCH_M gp0, gp0, a0, 0, 0
+V_ADD_VV gp3, gp1, gp1
+M_MM 0, gp0, gp2
+M_MM_WO gp2, gp0, 0
+H_STORE_V gp3, gp0, a0, 0, 0
+H_PREFETCH_V gp0, gp0, a0, 0, 0
+"""
+
+
+@pytest.fixture(scope="module")
+def memories(small: MachineConfig) -> dict[str, object]:
+    random = np.random.default_rng(1)
+    return {"vram": random.normal(size=(5, 8)).astype(np.float32), "hbm": random.integers(0x60, 0x70, 512, np.uint8)}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_machine_with_fewer_rows_than_a_batched_product_reads(
+    engine: str, small: MachineConfig, memories: dict[str, object]
+) -> None:
+    program = pj.assemble(_FIVE_ROWS)
+    tiny = dataclasses.replace(small, vector_sram_size=5)
+    state = MachineState.create(tiny, **memories)
+    final = pj.run(program, state, tiny, engine=engine)
+    assert final.vram.shape == (5, 8)
+    expected = pj.run(program, MachineState.create(small, **memories, vram_rows=5), small, engine=engine)
+    assert np.abs(np.asarray(final.vram[3])).sum() > 0
+    assert differences(final, expected) == {}
+    assert differences(final, jax.jit(lambda s: pj.run(program, s, tiny))(state)) == {}
+    run = lambda vram: pj.run(program, state.replace(vram=vram), tiny).vram
+    assert np.array_equal(bits(jax.vmap(run)(state.vram[None])[0]), bits(final.vram))
+    with pytest.raises(pj.MachineFault, match="nothing: it takes 8 rows, and there are 5"):
+        pj.run(pj.assemble("M_BTMM 0, gp0, gp0"), state, tiny, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_state_with_few_rows_grows_to_what_is_needed(
+    engine: str, small: MachineConfig, memories: dict[str, object]
+) -> None:
+    program = pj.assemble(_FIVE_ROWS + "M_BTMM 0, gp0, gp0\nS_ADDI_INT gp1, gp0, 128\nM_BMM_WO gp1, 0")
+    whole = pj.run(program, MachineState.create(small, **memories), small, engine=engine)
+    final = pj.run(program, MachineState.create(small, **memories, vram_rows=5), small, engine=engine)
+    assert final.vram.shape[0] == 48
+    assert differences(final, whole) == {}

@@ -42,6 +42,15 @@ def test_the_end_of_a_trace_is_the_end_of_a_run(seed: int, small: MachineConfig)
     assert [one.tick for one in executed] == list(range(final.instructions))
 
 
+def test_a_trace_of_a_state_with_few_rows_grows_it(small: MachineConfig) -> None:
+    """What is filled up while it runs is cut off afterwards: it must not count as allocated."""
+    text = "S_ADDI_INT gp1, gp0, 40\nV_ADD_VV gp1, gp0, gp0"
+    _, final = traced(text, small, vram=np.ones(8, np.float32), vram_rows=1)
+    assert np.asarray(final.vram[5]).tolist() == [2.0] * 8
+    start = MachineState.create(small, vram=np.ones(8, np.float32), vram_rows=1)
+    assert differences(final, pj.run(pj.assemble(text), start, small)) == {}
+
+
 def test_integers(small: MachineConfig) -> None:
     text = "S_ADDI_INT gp1, gp0, 5\nS_ADDI_INT gp1, gp0, 5\nC_SET_STRIDE_REG gp1\nC_SET_ADDR_REG a3, gp1, gp1\n"
     text += "S_ST_INT gp1, gp1, 2\nS_LD_INT gp2, gp0, 7\nC_LOOP_START gp3, 2\nC_LOOP_END gp3"

@@ -16,6 +16,7 @@ from plena_jax.machine.batching import any_lane
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.record import Flag, Step
 from plena_jax.machine.semantics import Accumulator, Stage, branches
+from plena_jax.machine.semantics.matrix import wide_rows
 from plena_jax.machine.state import MachineState
 from plena_jax.machine.transfer import Transfers, cell_bits, exact_products, significand, vram_format
 from plena_jax.machine.view import block_of
@@ -70,11 +71,13 @@ def pack_memories(config: MachineConfig, state: MachineState) -> Memories:
     parts = (state.mram, state.fp_sram, state.f, state.bmm_scale, state.v_accum, state.hv_accum, state.hm_accum)
     cells = jnp.concatenate([rows(part) for part in parts])
     assert cells.shape[0] == layout.rows
-    # A store writes a window of a whole row, a write-out BLEN rows: smaller memories are filled up while they run.
+    # A store writes a window of a whole row, M_MM reads BLEN rows and M_BMM more: smaller memories are filled up while
+    # they run.
     window = max(max(t.element_bytes, t.scale_bytes) for t in Transfers.of(config).vector)
     window *= 8 // cell_bits(config) if state.has_values else 1
     hbm = jnp.pad(state.hbm, (0, max(window - state.hbm.shape[0], 0)))
-    vram = jnp.pad(state.vram, ((0, max(config.blen - state.vram.shape[0], 0)), (0, 0)))
+    least = max(config.blen, wide_rows(config))
+    vram = jnp.pad(state.vram, ((0, max(least - state.vram.shape[0], 0)), (0, 0)))
     careful = has_subnormal(state.mram)
     if not state.has_values:
         careful = careful | has_long_significand(state.mram, config)
@@ -119,12 +122,7 @@ def first_row(config: MachineConfig, stage: Stage, s: Step, rows: int) -> tuple[
 
 def pick_rows(in_vram: jax.Array, first: jax.Array, rows: int, vram: jax.Array, cells: jax.Array) -> jax.Array:
     """float32 [rows, VLEN] from either."""
-
-    def pick(memory: jax.Array, here: jax.Array) -> jax.Array:
-        if memory.shape[0] < rows:
-            return jnp.zeros((rows, memory.shape[1]), memory.dtype)
-        return block_of(memory, jnp.where(here, first, 0), rows)
-
+    pick = lambda memory, here: block_of(memory, jnp.where(here, first, 0), rows)
     return jnp.where(in_vram, pick(vram, in_vram), pick(cells, ~in_vram))
 
 
@@ -134,8 +132,6 @@ def put_rows(
     """Rows written to vector SRAM, or to ``cells``; the other one gets back what it has."""
 
     def put(memory: jax.Array, here: jax.Array) -> jax.Array:
-        if memory.shape[0] < len(new):
-            return memory  # too small for anything that is written so
         row = jnp.where(here, first, 0)
         kept = jnp.where(here, new, block_of(memory, row, len(new)))
         return lax.dynamic_update_slice(memory, kept, (row, jnp.int32(0)), allow_negative_indices=False)

@@ -118,9 +118,8 @@ class _Seen(NamedTuple):
     needed: jax.Array
 
 
-@partial(jax.jit, static_argnames="config")
-def _steps(table: Table, carry: _Carry, config: MachineConfig) -> tuple[_Carry, _Seen]:
-    vram_rows, hbm_bytes = carry.memories.vram.shape[0], allocated_hbm(carry.memories.hbm, config)
+@partial(jax.jit, static_argnames=("config", "vram_rows", "hbm_bytes"))
+def _steps(table: Table, carry: _Carry, config: MachineConfig, vram_rows: int, hbm_bytes: int) -> tuple[_Carry, _Seen]:
     layout = Layout(config)
 
     def step(carry: _Carry, _: None) -> tuple[_Carry, _Seen]:
@@ -201,7 +200,7 @@ def trace(
         before = jax.device_get((core, side.registers))
         fault = 0
         while not fault and left:
-            carry, seen = _steps(table, carry, config)
+            carry, seen = _steps(table, carry, config, state.vram.shape[0], allocated_hbm(state.hbm, config))
             seen = jax.device_get(seen)
             for index in range(_STEPS):
                 one = jax.tree.map(lambda leaf, i=index: leaf[i], seen)
