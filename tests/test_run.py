@@ -62,10 +62,13 @@ def test_hbm_grows_with_stores_and_reads_zero_beyond(engine: str, large: Machine
     assert np.asarray(final.vram[0]).tolist() == [0.0] * 8
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_more_hbm_than_a_state_can_hold_is_an_error(engine: str, large: MachineConfig) -> None:
-    text = "S_LUI_INT gp1, 524288\nH_STORE_V gp0, gp1, a0, 0, 0"
-    with pytest.raises(pj.EngineError, match="HBM"):
+@pytest.mark.parametrize("engine", [*ENGINES, "auto"])
+@pytest.mark.parametrize("address", [(1 << 31) - 64, 1 << 31, (1 << 32) - 8, 1 << 32, (1 << 33) - 16])
+def test_more_hbm_than_a_state_can_hold_is_an_error(address: int, engine: str, large: MachineConfig) -> None:
+    """Below and above what 32 bits can count."""
+    text = f"S_ADDI_INT gp1, gp0, {address >> 32}\nS_LUI_INT gp2, {(address >> 12) & 0xFFFFF}\n"
+    text += f"S_ADDI_INT gp2, gp2, {address & 0xFFF}\nC_SET_ADDR_REG a1, gp1, gp2\nH_STORE_V gp0, gp0, a1, 0, 0"
+    with pytest.raises(pj.EngineError, match="stores beyond the 2147483584 bytes that a state can hold"):
         pj.run(pj.assemble(text), MachineState.create(large, hbm_bytes=64), large, engine=engine)
 
 

@@ -13,12 +13,11 @@ from plena_jax.machine import lanes
 from plena_jax.machine.control import LOG_ROWS, Stop, control_loop
 from plena_jax.machine.decode import decode
 from plena_jax.machine.faults import Fault
-from plena_jax.machine.plan import plan
+from plena_jax.machine.plan import EVERYTHING, plan
 from plena_jax.machine.state import FLOAT_FIELDS, MachineState
 from plena_jax.program import Program
 
 _control = jax.jit(control_loop, static_argnames=("config", "rows"))
-_EVERYTHING = 2**32 - 1
 
 
 def integers_of(state: MachineState) -> MachineState:
@@ -74,7 +73,7 @@ class Ahead:
         self._set(tick, lanes.UNTIL)
         self._set(1, lanes.HAS_UNTIL)
 
-    def pieces(self, vram_rows: int = _EVERYTHING, hbm_bytes: int = _EVERYTHING) -> Iterator[np.ndarray]:
+    def pieces(self, vram_rows: int = EVERYTHING, hbm_bytes: int = EVERYTHING) -> Iterator[np.ndarray]:
         """Records int32 [n, 16] as they are executed, up to ``LOG_ROWS`` at a time, until the program ends or stops.
 
         Before it goes on, what V_TOPK has written among the records so far must be put into :attr:`int_sram` (unless

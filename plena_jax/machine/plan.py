@@ -25,6 +25,8 @@ from plena_jax.machine.transfer import add64, blocks_touched, element_address, s
 
 _FIELDS = {Field.RD: "d", Field.RS1: "x", Field.RS2: "y"}
 _MOST = np.uint32(0xFFFFFFFF)
+#: What a state holds in which nothing is unallocated.
+EVERYTHING = 2**32 - 1
 
 
 class Plan(NamedTuple):
@@ -34,10 +36,10 @@ class Plan(NamedTuple):
         records: int32 [rows, 16]; those from ``count`` on are not to be run.
         count: int32 [], records before the first fault.
         fault: int32 [], a :class:`Fault`, 0 if there is none.
-        needed: uint32 [], VRAM rows or HBM bytes that an UNALLOCATED fault is about.
+        needed: uint32 [], VRAM rows or HBM bytes that an UNALLOCATED fault is about, 2**32 - 1 for so many or more.
         tick: uint32 [], of the faulting instruction.
         vram_top: uint32 [], one past the last VRAM row touched.
-        hbm_top: uint32 [], one past the last byte stored to HBM.
+        hbm_top: uint32 [], one past the last byte stored to HBM, 2**32 - 1 for that or more.
         moved: uint32 [2, 2], 64-byte blocks read and written, low and high word.
     """
 
@@ -97,7 +99,8 @@ def plan(log: Array, logged: Array, table: Table, config: MachineConfig, vram_ro
         logged: uint32 [].
         table: the decoded program; of the same kind of arrays as the log.
         config: the machine.
-        vram_rows, hbm_bytes: what the state holds; touching more is a fault that ``run`` answers by growing it.
+        vram_rows, hbm_bytes: what the state holds, or ``EVERYTHING``; touching more is a fault that ``run`` answers by
+            growing it.
     """
     entries, size, logged = _Log(log, table), log.shape[0], logged.astype(np.int32)
     xp = entries.xp
@@ -362,7 +365,8 @@ def _transfer(of: dict[str, Array], config: MachineConfig, hbm_bytes: int) -> _T
         # A row that starts in front of the last address there is may end behind it, at a small one.
         over = (high > capacity_high) | ((high == capacity_high) & (low > capacity_low)) | (high < address[1])
         beyond = beyond | (over & here)
-        unallocated = unallocated | (((high > 0) | (low > np.uint32(min(hbm_bytes, 2**32 - 1)))) & here)
+        unheld = (high > 0) | (low > np.uint32(hbm_bytes))
+        unallocated = unallocated | (unheld & here & (hbm_bytes < EVERYTHING))
         top = xp.maximum(top, xp.where(here, xp.where(high > 0, _MOST, low), zero))
     fault = xp.where(unallocated.any(axis=-1), int(Fault.HBM_UNALLOCATED), 0)
     fault = xp.where(beyond.any(axis=-1), int(Fault.HBM_RANGE), fault).astype(np.int32)

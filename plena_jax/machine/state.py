@@ -339,8 +339,8 @@ def allocate(state: MachineState, config: MachineConfig, rows: int, size: int) -
     """
     if size > min(config.hbm_size, MAX_ALLOCATED_HBM - 64):
         raise EngineError(
-            f"HBM: the program stores up to byte {size}; a state can hold {MAX_ALLOCATED_HBM - 64} bytes "
-            "(indices are 32-bit)"
+            f"HBM: the program stores beyond the {MAX_ALLOCATED_HBM - 64} bytes that a state can hold (indices are "
+            "32-bit)"
         )
     more_rows = vram_allocation(config, rows) if rows > state.vram.shape[0] else state.vram.shape[0]
     held, unit = allocated_hbm(state.hbm, config), 8 // cell_bits(config) if state.has_values else 1
