@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from plena_jax.config import MachineConfig
-from plena_jax.errors import ImageError, MachineFault
+from plena_jax.errors import ConfigError, ImageError, MachineFault
 from plena_jax.machine.images import Images
 from plena_jax.machine.run import Engine, engine_for, run
 from plena_jax.machine.state import MachineState
@@ -28,6 +28,9 @@ _MEMORIES = {
     "out_int_sram": ("INT SRAM", "int_sram", np.uint32, False),
     "out_hbm": ("HBM", "hbm", np.uint8, False),
 }
+#: Single numbers; of VRAM's size, in elements, nothing depends.
+_NUMBERS = ("latency_ns", "out_vram_size")
+_KEYS = ("settings", *_INPUTS, *_OPTIONAL, *_MEMORIES, *_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Case:
         program, config, images: what to run.
         recorded: final memories by key (``out_vram`` ...); empty where the program must stop with a fault.
         latency_ns: modelled time, if recorded.
+
+    Raises:
+        ImageError: a recorded memory that there is not, or of another type.
     """
 
     name: str
@@ -48,26 +54,33 @@ class Case:
     recorded: dict[str, np.ndarray]
     latency_ns: float | None
 
+    def __post_init__(self) -> None:
+        _check_keys(self.name, self.recorded, tuple(_MEMORIES))
+        _check_arrays(self.name, self.recorded, {key: memory[2] for key, memory in _MEMORIES.items()})
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Case:
         """Read an ``.npz`` case: keys program, settings, hbm, fp_sram, and int_sram, vram, out_*, latency_ns if known.
 
+        No other keys, so that a record with a misspelt name is not one that is not compared.
+
         Raises:
-            ImageError: not such a file; names the key.
-            ConfigError: the settings are wrong.
+            ImageError: not such a file; names it, the key and what is allowed.
+            ConfigError: the settings are wrong; names the file.
         """
         data = _arrays(path)
-        for key, dtype in (_INPUTS | _OPTIONAL).items():
-            if (key in data or key in _INPUTS) and (key not in data or data[key].dtype != dtype or data[key].ndim != 1):
-                got = f"{data[key].dtype} {data[key].shape}" if key in data else "nothing"
-                raise ImageError(f"{path}: {key!r} holds {got}; allowed: one-dimensional {np.dtype(dtype)}")
+        config = _settings(path, data)
         name = os.path.basename(os.fspath(path)).removesuffix(".npz")
-        empty = np.zeros(0, np.uint8)
+        images = Images(*(data[k].tobytes() if k in data else b"" for k in ("hbm", "fp_sram", "int_sram", "vram")))
+        try:
+            images.contents(config)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
         return cls(
             name=name,
             program=Program(data["program"], name),
-            config=MachineConfig.from_toml(str(data["settings"]) + "\n", partial_heads=True),
-            images=Images(*(data.get(k, empty).tobytes() for k in ("hbm", "fp_sram", "int_sram", "vram"))),
+            config=config,
+            images=images,
             recorded={key: data[key] for key in _MEMORIES if key in data},
             latency_ns=float(data["latency_ns"]) if "latency_ns" in data else None,
         )
@@ -85,9 +98,47 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise
     except Exception as error:
         raise ImageError(f"{path}: not an .npz file of arrays: {error}") from None
-    if "settings" not in data:
-        raise ImageError(f"{path}: 'settings' is missing; allowed: the text of a plena_settings.toml")
+    _check_keys(path, data, _KEYS)
+    for key in ("settings", *_INPUTS):
+        if key not in data:
+            what = "the text of a plena_settings.toml" if key == "settings" else _one_dimensional(_INPUTS[key])
+            raise ImageError(f"{path}: {key!r} is missing; it must hold {what}")
+    _check_arrays(path, data, _INPUTS | _OPTIONAL | {key: memory[2] for key, memory in _MEMORIES.items()})
+    for key in _NUMBERS:
+        if key in data and (data[key].shape or data[key].dtype.kind not in "iuf" or not 0 <= data[key] < np.inf):
+            raise ImageError(f"{path}: {key!r} holds {_described(data[key])}; allowed: a single number, 0 or more")
     return data
+
+
+def _settings(path: str | os.PathLike[str], data: dict[str, np.ndarray]) -> MachineConfig:
+    text = data["settings"]
+    if text.shape or text.dtype.kind != "U":
+        raise ImageError(f"{path}: 'settings' holds {_described(text)}; allowed: the text of a plena_settings.toml")
+    try:
+        return MachineConfig.from_toml(f"{text}\n", partial_heads=True)
+    except ConfigError as error:
+        raise ConfigError(error.key, error.value, error.rule, f"{path}: settings") from None
+
+
+def _check_keys(source: object, data: Mapping[str, object], allowed: tuple[str, ...]) -> None:
+    for key in data:
+        if key not in allowed:
+            raise ImageError(f"{source}: {key!r} is not a key of a case; allowed: {', '.join(allowed)}")
+
+
+def _check_arrays(source: object, data: Mapping[str, np.ndarray], types: Mapping[str, type]) -> None:
+    for key, dtype in types.items():
+        if key in data and (data[key].dtype != dtype or data[key].ndim != 1):
+            raise ImageError(f"{source}: {key!r} holds {_described(data[key])}; allowed: {_one_dimensional(dtype)}")
+
+
+def _one_dimensional(dtype: type) -> str:
+    return f"one-dimensional {np.dtype(dtype)}"
+
+
+def _described(value: np.ndarray) -> str:
+    shown = f" {value}" if not value.shape else ""
+    return f"{value.dtype} {value.shape}{shown}"
 
 
 @dataclass(frozen=True)
@@ -95,13 +146,14 @@ class Comparison:
     """How one memory compares with its record.
 
     Attributes:
-        case, engine, memory: what was compared; ``memory`` is "fault" for a program that had to stop, or one that did.
+        case, engine, memory: what was compared; ``memory`` is "fault" for a program that had to stop, or one that did,
+            and "case" or "engine" for a run that there was not, because one of them cannot do it.
         words: words of the record. What lies behind them must be zero, but does not count as compared.
         differing: words that are not equal in every bit.
         max_ulp: largest distance: units in the last place for BF16, difference of values for integers and bytes; of NaN
             to a number, all codes.
         relative_l2: norm of the difference over the norm of the record.
-        message: the fault, if there was one.
+        message: the fault or the error, if there was one.
     """
 
     case: str
@@ -146,7 +198,7 @@ def verify(case: Case, engine: Engine = "auto", progress: Callable[[int], None] 
 
 def _compare(case: Case, engine: str, key: str, data: bytes) -> Comparison:
     name, _, dtype, is_bf16 = _MEMORIES[key]
-    got, expected = np.frombuffer(data, dtype), case.recorded[key].astype(dtype)
+    got, expected = np.frombuffer(data, dtype), case.recorded[key]
     # HBM is recorded over the preload image; of other memories trailing zeros are cut.
     size = len(expected) if key == "out_hbm" else max(len(got), len(expected))
     got, expected = (np.pad(a[:size], (0, max(size - len(a), 0))) for a in (got, expected))

@@ -305,6 +305,26 @@ def test_verify_fails_on_one_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--allow-sum-order", "bad.npz"]) == 1
 
 
+def test_verify_reports_bad_cases_among_others(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that cannot be read, one that is not there, one that cannot be run, and good ones around them."""
+    data = dict(np.load(CASES / "direct_gelu.npz"))
+    np.savez("wide.npz", **data | {"out_vram": data["out_vram"].astype(np.int64)})
+    np.savez("refused.npz", **data | {"program": np.array([0x03 | 1 << 6], np.uint32)})
+    good = [str(CASES / f"{name}.npz") for name in ("direct_gelu", "direct_flashattn_prefill")]
+    paths = [good[0], "wide.npz", "nothing.npz", "refused.npz", good[1]]
+    assert main(["verify", *paths]) == 1
+    text = capsys.readouterr().out
+    assert "2 of 5 runs good" in text
+    assert "FAILED: wide.npz: 'out_vram' holds int64" in text
+    assert main(["verify", "--json", "--allow-sum-order", *paths]) == 1
+    report = json.loads(capsys.readouterr().out)
+    failed = {one["case"]: one["message"] for one in report if one["differing"]}
+    assert list(failed) == ["wide", "nothing", "refused"]
+    assert "No such file" in failed["nothing"]
+    assert "the rd field must be 0" in failed["refused"]
+    assert {one["case"] for one in report if not one["differing"]} == {"direct_gelu", "direct_flashattn_prefill"}
+
+
 def test_demo_checks_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)

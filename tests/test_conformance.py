@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plena_jax import EngineError, ImageError, Images, engine_for
+from plena_jax import ConfigError, EngineError, ImageError, Images, engine_for
 from plena_jax.conformance import Case, Comparison, verify
 
 HERE = sorted(Path(__file__).with_name("cases").glob("*.npz"))
@@ -161,6 +161,9 @@ def test_files_that_are_no_cases(tmp_path: Path, case: Case) -> None:
     np.savez(path, program=np.zeros(3, np.uint32))
     with pytest.raises(ImageError, match="'settings' is missing"):
         Case.load(path)
+    np.savez(path, settings=np.array("x"), program=np.zeros(3, np.uint32), fp_sram=np.zeros(0, np.float16))
+    with pytest.raises(ImageError, match="'hbm' is missing; it must hold one-dimensional uint8"):
+        Case.load(path)
     settings = np.array(case.config.to_toml())
     np.savez(
         path,
@@ -173,6 +176,56 @@ def test_files_that_are_no_cases(tmp_path: Path, case: Case) -> None:
         Case.load(path)
     with pytest.raises(FileNotFoundError):
         Case.load(tmp_path / "nothing.npz")
+
+
+_GOOD = dict(np.load(Path(__file__).with_name("cases") / "direct_gelu.npz"))
+_NUMBER = "allowed: a single number, 0 or more"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "out_vram",
+            _GOOD["out_vram"].astype(np.int64) + 2**32,
+            r"'out_vram' holds int64 \(\d+,\); allowed: .* uint16",
+        ),
+        ("out_mram", _GOOD["out_mram"] + 0.7, r"'out_mram' holds float64 \(\d+,\); allowed: one-dimensional uint16"),
+        ("out_fp_sram", _GOOD["out_fp_sram"].astype(str), "'out_fp_sram' holds <U.*; allowed: one-dimensional uint16"),
+        ("out_int_sram", _GOOD["out_int_sram"][None], r"'out_int_sram' holds uint32 \(1, \d+\); allowed: one-dimens"),
+        ("out_hbm", np.zeros(5, bool), r"'out_hbm' holds bool \(5,\); allowed: one-dimensional uint8"),
+        ("out_vrma", _GOOD["out_vram"], "'out_vrma' is not a key of a case; allowed: settings, program, .*out_vram"),
+        ("latency_ns", np.ones(2), r"'latency_ns' holds float64 \(2,\); " + _NUMBER),
+        ("latency_ns", np.array("5"), r"'latency_ns' holds <U1 \(\) 5; " + _NUMBER),
+        ("latency_ns", np.array(np.nan), r"'latency_ns' holds float64 \(\) nan; " + _NUMBER),
+        ("settings", np.zeros(1), r"'settings' holds float64 \(1,\); allowed: the text of a plena_settings.toml"),
+        ("fp_sram", np.zeros(1025, np.float16), "FP SRAM image: 1025 entries do not fit; allowed: 1024"),
+    ],
+)
+def test_contents_that_are_refused(key: str, value: np.ndarray, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **_GOOD | {key: value})
+    with pytest.raises(ImageError, match=message) as caught:
+        Case.load(tmp_path / "x.npz")
+    assert str(tmp_path / "x.npz") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule"), [("\n", "\n[", "cannot be parsed"), ("= 16", "= 5", "multiple|divide")]
+)
+def test_settings_that_are_refused_name_the_file(old: str, new: str, rule: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **_GOOD | {"settings": np.array(str(_GOOD["settings"]).replace(old, new))})
+    with pytest.raises(ConfigError, match=rule) as caught:
+        Case.load(tmp_path / "x.npz")
+    assert f"in {tmp_path / 'x.npz'}: settings" in str(caught.value)
+
+
+def test_records_of_a_case_made_by_hand(case: Case) -> None:
+    with pytest.raises(
+        ImageError, match=r"direct_gelu: 'out_vram' holds int64 \(3,\); allowed: one-dimensional uint16"
+    ):
+        dataclasses.replace(case, recorded={"out_vram": np.array([5 + 2**32, 0, 0])})
+    with pytest.raises(ImageError, match="direct_gelu: 'vram' is not a key of a case; allowed: out_vram"):
+        dataclasses.replace(case, recorded={"vram": case.recorded["out_vram"]})
 
 
 def test_an_engine_that_cannot(case: Case) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plena_jax.cli import console
 from plena_jax.conformance import Case, Comparison, as_json, verify
-from plena_jax.errors import EngineError
+from plena_jax.errors import PlenaError
 from plena_jax.machine.run import Engine
 
 
@@ -20,7 +21,8 @@ def add(commands: Any) -> None:
         "verify",
         execute,
         "Run recorded cases and compare every memory with its record.\n\n"
-        "Exit status 1 if any word differs. Cases without recorded memories must stop with a fault.",
+        "Exit status 1 if any word differs or a case cannot be read or run. Cases without recorded memories must stop "
+        "with a fault.",
         [
             "plena verify cases/*.npz",
             "plena verify --engine architectural --engine resolved cases/*.npz",
@@ -43,13 +45,9 @@ def execute(options: argparse.Namespace) -> int:
     with _progress() as bar:
         task = bar.add_task("", total=len(options.cases) * len(engines))
         for path in options.cases:
-            case = Case.load(path)
             for engine in engines:
-                bar.update(task, description=case.name)
-                try:
-                    found += verify(case, engine)
-                except EngineError as error:
-                    found.append(Comparison(case.name, engine, "engine", 1, 1, 0, 0.0, str(error)))
+                bar.update(task, description=_name(path))
+                found += _verify(path, engine)
                 bar.advance(task)
     accepted = [one.within_sum_order if options.allow_sum_order else one.equal for one in found]
     if options.json:
@@ -57,6 +55,21 @@ def execute(options: argparse.Namespace) -> int:
     else:
         _report(found, accepted, options.all)
     return 0 if all(accepted) else 1
+
+
+def _verify(path: str, engine: Any) -> list[Comparison]:
+    """The comparisons of one run; a case that cannot be read or run is one that fails."""
+    what = "case"
+    try:
+        case = Case.load(path)
+        what = "engine"
+        return verify(case, engine)
+    except (PlenaError, OSError) as error:
+        return [Comparison(_name(path), engine, what, 1, 1, 0, 0.0, str(error))]
+
+
+def _name(path: str) -> str:
+    return Path(path).name.removesuffix(".npz")
 
 
 def _progress() -> Progress:
@@ -72,6 +85,8 @@ def _report(found: list[Comparison], accepted: list[bool], everything: bool) -> 
             verdict = "equal" if one.equal else "accepted" if good else "DIFFERS"
             if one.memory == "fault":
                 verdict = "stopped as it must" if good else "DIFFERS"
+            elif one.memory in ("case", "engine"):
+                verdict = "FAILED"
             figures = f"{one.words:,}", f"{one.differing:,}", f"{one.max_ulp:,}", f"{one.relative_l2:.3g}"
             rows.add_row(one.case, one.engine, one.memory, *figures, f"{verdict}: {one.message}".rstrip(": "))
     if rows.row_count:
