@@ -108,7 +108,8 @@ def _run(table: Table, state: MachineState, limit: jax.Array, config: MachineCon
         core, side, log = control_loop(c.core, c.side, table, config)
         found = plan(log[:-1], core[lanes.LOGGED], table, config, vram_rows, hbm_bytes)
         again = found.fault != 0
-        memories = execute(config, c.memories._replace(int_sram=side.int_sram), found.records, found.count * ~again)
+        count = jnp.where(again, 0, found.count)
+        memories = execute(config, c.memories._replace(int_sram=side.int_sram), found.records, count)
         if topk:
             side = side._replace(int_sram=memories.int_sram)
         # A fault in the log: once more from where this turn began, up to the instruction at fault.

@@ -190,7 +190,7 @@ class _Loops(NamedTuple):
 
 def _loops(core: jax.Array, side: Side) -> _Loops:
     depth = side.registers[lanes.DEPTH : lanes.DEPTH + lanes.REGISTERS].astype(jnp.int32)
-    level = np.arange(LOOPS_PER_REGISTER)
+    level = np.arange(LOOPS_PER_REGISTER)[None]
     is_open = level < depth[:, None]
     live = core[lanes.SINCE : lanes.SINCE + lanes.REGISTERS, None]
     since = jnp.where(level == depth[:, None] - 1, live, side.stack[..., lanes.STACK_SINCE])
@@ -289,7 +289,7 @@ def _apply(
     )
     # A loop that opens within one of the same register puts that one's running count away.
     registers = np.arange(lanes.REGISTERS)[:, None]
-    level = np.arange(LOOPS_PER_REGISTER)
+    level = np.arange(LOOPS_PER_REGISTER)[None]
     stack = side.stack.at[..., lanes.STACK_SINCE].set(loops.since)
     opened = pushes & (registers == register) & (level == depth)
     stack = jnp.where(opened[..., None], jnp.stack([word.pc.astype(jnp.uint32), tick, tick]), stack)

@@ -94,7 +94,7 @@ def unpack(core: Array, side: Side, state: MachineState) -> MachineState:
     """``state`` with its integer side taken from the packed form; counts are carried over their 32-bit limit."""
     xp = array_module(core)
     depth = side.registers[DEPTH : DEPTH + REGISTERS].astype(np.int32)
-    level = np.arange(LOOPS_PER_REGISTER)
+    level = np.arange(LOOPS_PER_REGISTER)[None]
     since = xp.where(level == depth[:, None] - 1, core[SINCE : SINCE + REGISTERS, None], side.stack[..., STACK_SINCE])
     is_open = level < depth[:, None]
     kept = lambda values: xp.where(is_open, values, np.uint32(0))

@@ -219,7 +219,7 @@ def _written_rows(rd: _Operand, stride: Array, config: MachineConfig) -> tuple[A
     Addresses count elements modulo 2**32, so that a large stride can step backwards.
     """
     row = np.arange(config.blen, dtype=np.uint32)[:, None]
-    address = (rd.block + row * stride) * np.uint32(config.mlen)
+    address = (rd.block[None] + row * stride[None]) * np.uint32(config.mlen)
     rows = address // np.uint32(config.mlen)
     outside = (rows >= np.uint32(min(config.vector_sram_size, 2**32 - 1))).any(axis=0)
     return rows.max(axis=0) + 1, (address % np.uint32(config.mlen) != 0).any(axis=0), outside

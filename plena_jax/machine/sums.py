@@ -243,7 +243,7 @@ def _row_sum(rows: jax.Array) -> jax.Array:
 @_differentiable(lambda rows: rows.max(axis=-1))
 def row_max(rows: jax.Array) -> jax.Array:
     """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the reference's one."""
-    order, rank, bits = _max_order(rows.shape[1]), jnp.asarray(_max_rank(rows.shape[1])), to_bits(rows)
+    order, rank, bits = _max_order(rows.shape[1]), jnp.asarray(_max_rank(rows.shape[1]))[None], to_bits(rows)
     nan, zero = is_nan(rows), magnitude(rows) == 0
     # Both zeros have the key 0. Any NaN is above infinity, of several the first in rank.
     most = _largest(jnp.where(nan, np.int32(_NAN_KEY) - rank, jnp.where(zero, 0, arithmetic.total_order(rows))), 1)

@@ -178,7 +178,7 @@ def cells_of(transfer: Transfer, unit: int, low: Array, high: Array) -> tuple[Ar
         low, high: uint32 [n], addresses of the rows in bytes.
     """
     xp, per_byte = array_module(low), np.uint32(8 // unit)
-    offset = np.arange(transfer.lanes, dtype=np.uint32) * np.uint32(transfer.bits // unit)
+    offset = np.arange(transfer.lanes, dtype=np.uint32)[None] * np.uint32(transfer.bits // unit)
     index = low[:, None] * per_byte + offset
     limit = np.uint32((1 << 31) // int(per_byte) - 1)
     there = (high[:, None] == 0) & (low[:, None] <= limit) & (index <= np.uint32((1 << 31) - 1))
@@ -216,7 +216,7 @@ def read_bytes(hbm: jax.Array, low: jax.Array, high: jax.Array, count: int, line
     With ``line_only``, so is what lies beyond the 64-byte line of the first byte (scales are fetched by one block
     read).
     """
-    offset = jnp.arange(count, dtype=jnp.uint32)
+    offset = jnp.arange(count, dtype=jnp.uint32)[None]
     index = low[:, None] + offset
     there = (high[:, None] == 0) & (index >= low[:, None]) & (index < u32(hbm.shape[0]))
     if line_only:

@@ -118,9 +118,9 @@ def _by_policy(policy: jax.Array, column: int) -> jax.Array:
 def _ranked(keys: jax.Array, values: jax.Array) -> jax.Array:
     """uint32: the entries of ``values`` [n] at the TOPK_ENTRIES largest keys, the lower index first."""
     index = jnp.arange(keys.shape[0], dtype=jnp.int32)
-    ahead = (keys > keys[:, None]) | ((keys == keys[:, None]) & (index < index[:, None]))
+    ahead = (keys[None] > keys[:, None]) | ((keys[None] == keys[:, None]) & (index[None] < index[:, None]))
     rank = jnp.sum(ahead, axis=1, dtype=jnp.int32)
-    wanted = rank == jnp.arange(TOPK_ENTRIES, dtype=jnp.int32)[:, None]
+    wanted = rank[None] == jnp.arange(TOPK_ENTRIES, dtype=jnp.int32)[:, None]
     return jnp.sum(jnp.where(wanted, values, np.uint32(0)), axis=1, dtype=jnp.uint32)
 
 
