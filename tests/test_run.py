@@ -107,14 +107,64 @@ def test_max_instructions_stops_with_limit(engine: str, small: MachineConfig) ->
     final = pj.run(program, MachineState.create(small), small, engine=engine, max_instructions=50)
     assert (final.fault, final.instructions) == (Fault.LIMIT, 50)
     assert len(final.loops.entries()) == 1
-    for wrong in (-1, 2**31):
+    for wrong in (-1, 2**31, 1.5, "3", True):
         with pytest.raises(pj.EngineError, match="max_instructions"):
             pj.run(program, MachineState.create(small), small, max_instructions=wrong)
 
 
+_NOTHING = "S_ADDI_INT gp1, gp0, 1"
+
+
 def test_a_state_of_another_machine_is_refused(small: MachineConfig) -> None:
-    with pytest.raises(pj.EngineError, match="another machine"):
-        pj.run(pj.assemble("S_ADDI_INT gp1, gp0, 1"), MachineState.create(MachineConfig()), small)
+    with pytest.raises(pj.EngineError, match=r"another machine \(or is a batch: use vmap\)"):
+        pj.run(pj.assemble(_NOTHING), MachineState.create(MachineConfig()), small)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("vram", np.zeros((4, 7), np.float32), r"float32\[4, 7\], .* needs float32\[1 to 48 \(VECTOR_SRAM_SIZE\), 8\]"),
+        ("vram", np.zeros((49, 8), np.float32), r"float32\[49, 8\], .* needs float32\[1 to 48 "),
+        ("vram", np.zeros((0, 8), np.float32), r"float32\[0, 8\], .* needs float32\[1 to 48 "),
+        ("vram", np.zeros((48, 8), np.float16), r"float16\[48, 8\], "),
+        ("vram", np.zeros((2, 48, 8), np.float32), r"float32\[2, 48, 8\], .* is a batch"),
+        ("mram", np.zeros((3, 8, 8), np.float32), r"float32\[3, 8, 8\], .* float32\[4, 8, 8\]"),
+        ("fp_sram", np.zeros(1023, np.float32), r"float32\[1023\], .* float32\[1024\]"),
+        ("int_sram", np.zeros(1024, np.int32), r"int32\[1024\], .* uint32\[1024\]"),
+        ("hbm", np.zeros(128, np.int8), r"int8\[128\], .* uint8 or float32"),
+        ("hbm", np.zeros((2, 64), np.uint8), r"uint8\[2, 64\], "),
+        ("hbm", np.zeros((1 << 16) + 64, np.uint8), r"uint8\[65600\], .* at most 65536 bytes \(HBM_SIZE\)"),
+        ("hbm", np.zeros((1 << 16) + 64, np.float32), r"float32\[65600\], .* at most 65536 bytes \(HBM_SIZE\)"),
+        ("gp", np.zeros(15, np.uint32), r"uint32\[15\], .* uint32\[16\]"),
+        ("f", np.zeros(16, np.float32), r"float32\[16\], .* float32\[8\]"),
+        ("m_accum", np.zeros((4, 4), np.float32), r"float32\[4, 4\], .* float32\[2, 2\]"),
+        ("hm_accum", np.zeros((4, 8, 8), np.float32), r"float32\[4, 8, 8\], .* float32\[2, 8, 8\]"),
+        ("hv_accum", np.zeros((4, 8), np.float32), r"float32\[4, 8\], .* float32\[2, 8\]"),
+        ("v_accum", np.zeros(4, np.float32), r"float32\[4\], .* float32\[2\]"),
+        ("pc", 0, r"0 \(int\), .* int32\[\]"),
+        ("ticks", np.zeros(2, np.uint32), r"uint32\[2\], .* uint32\[\].* batch"),
+    ],
+)
+def test_a_field_of_another_machine_is_named(field: str, value: object, message: str, small: MachineConfig) -> None:
+    state = MachineState.create(small).replace(**{field: value})
+    for engine in ENGINES:
+        with pytest.raises(pj.EngineError, match=f"^{field}: the state has {message}"):
+            pj.run(pj.assemble(_NOTHING), state, small, engine=engine)
+
+
+def test_loops_of_another_machine_are_named(small: MachineConfig) -> None:
+    state = MachineState.create(small)
+    state = state.replace(loops=dataclasses.replace(state.loops, start_pc=np.zeros((16, 4), np.int32)))
+    with pytest.raises(pj.EngineError, match=r"^loops.start_pc: the state has int32\[16, 4\], .* int32\[16, 8\]"):
+        pj.run(pj.assemble(_NOTHING), state, small)
+
+
+def test_states_of_numpy_arrays_and_traced_ones_are_accepted(small: MachineConfig) -> None:
+    """Final states have NumPy arrays; inside ``vmap`` a batch has the shapes of one machine."""
+    program = pj.assemble(_NOTHING)
+    once = pj.run(program, jax.tree.map(np.asarray, MachineState.create(small)), small)
+    batch = jax.tree.map(lambda leaf: np.stack([leaf] * 2), once)
+    assert jax.vmap(lambda s: pj.run(program, s, small))(batch).ticks.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, "auto"])

@@ -16,6 +16,7 @@ from plena_jax.errors import EngineError
 from plena_jax.formats import FloatFormat, Quantizer
 from plena_jax.machine.ahead import compile_control
 from plena_jax.machine.architectural import run_concrete, run_traced
+from plena_jax.machine.check import check_state
 from plena_jax.machine.compiled import compile_ahead, compile_all
 from plena_jax.machine.decode import decode
 from plena_jax.machine.differentiate import refuse
@@ -183,14 +184,13 @@ def _program(program: Program | ArrayLike) -> Program:
 
 
 def _check(state: MachineState, config: MachineConfig, max_instructions: int | None) -> None:
-    expected = (config.tiles, config.mlen, config.mlen)
-    if state.vram.ndim != 2 or state.vram.shape[1] != config.vlen or state.mram.shape != expected:
-        raise EngineError(
-            f"the state has VRAM {list(state.vram.shape)} and MRAM {list(state.mram.shape)}, the configuration VRAM "
-            f"[rows, {config.vlen}] and MRAM {list(expected)}: it was made for another machine (or a batch: use vmap)"
-        )
-    if max_instructions is not None and not 0 <= max_instructions < 2**31:
-        raise EngineError(f"max_instructions {max_instructions}; allowed: 0 to 2**31 - 1")
+    check_state(state, config)
+    if max_instructions is not None and not (_is_integer(max_instructions) and 0 <= max_instructions < 2**31):
+        raise EngineError(f"max_instructions {max_instructions!r}; allowed: an integer from 0 to 2**31 - 1")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def check_precision(precision: Formats, state: MachineState) -> None:
