@@ -325,6 +325,14 @@ def test_verify_reports_bad_cases_among_others(capsys: pytest.CaptureFixture[str
     assert {one["case"] for one in report if not one["differing"]} == {"direct_gelu", "direct_flashattn_prefill"}
 
 
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x"])
+def test_demo_refuses_what_is_no_seed(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--seed", seed])
+    assert caught.value.code == 2
+    assert f"'{seed}' is not a whole number, 0 or more" in capsys.readouterr().err
+
+
 def test_demo_checks_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
