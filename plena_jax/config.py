@@ -164,6 +164,9 @@ class MachineConfig:
     partial_heads: bool = False
 
     def __post_init__(self) -> None:
+        for name, kind in (("precision", Formats), ("latency", Latency), ("intended", Intended)):
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(name.upper(), getattr(self, name), f"must be a {kind.__name__}")
         for item in dataclasses.fields(self):
             if "key" in item.metadata:
                 _check_integer(item.metadata["key"], getattr(self, item.name), zero=item.name in ("dc_en", "hbm_width"))

@@ -32,7 +32,7 @@ def read(source: str | os.PathLike[str], mode: str | None) -> dict[str, Any]:
     """Field values of a MachineConfig from a settings file or its text."""
     text, name = _text_of(source)
     try:
-        tree = tomllib.loads(text)
+        tree = tomllib.loads(text.removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError("TOML", name, f"cannot be parsed: {error}") from None
     for key, table in tree.items():
@@ -49,9 +49,12 @@ def read(source: str | os.PathLike[str], mode: str | None) -> dict[str, Any]:
 def _text_of(source: str | os.PathLike[str]) -> tuple[str, str]:
     if isinstance(source, str) and "\n" in source:
         return source, "<settings text>"
+    if not isinstance(source, (str, os.PathLike)) or source == "":
+        rule = "must be the path of a settings file, or its text (with line ends)"
+        raise ConfigError("settings", source, rule)
     try:
         return Path(source).read_text(encoding="utf-8"), str(source)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError("settings", str(source), f"cannot be read: {error}") from None
 
 

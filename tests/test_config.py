@@ -624,3 +624,26 @@ def test_the_default_path_type_is_any_path(tmp_path):
     path = tmp_path / "a.toml"
     MachineConfig().to_toml(path)
     assert MachineConfig.from_toml(Path(path)) == MachineConfig()
+
+
+@pytest.mark.parametrize("name", ["precision", "latency", "intended"])
+@pytest.mark.parametrize("value", [None, True, {}])
+def test_a_table_that_is_something_else_is_refused(name: str, value: Any):
+    with pytest.raises(ConfigError, match=rf"^{name.upper()} = .*: must be a (Formats|Latency|Intended)$"):
+        MachineConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("source", "rule"),
+    [("a\0b", "cannot be read: .*null"), ("", "must be the path"), (None, "must be the path"), (3, "must be the path")],
+)
+def test_sources_that_are_no_settings(source: Any, rule: str):
+    with pytest.raises(ConfigError, match=rule):
+        MachineConfig.from_toml(source)
+
+
+def test_settings_with_a_byte_order_mark_are_accepted(tmp_path):
+    text = MachineConfig().to_toml()
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8-sig")
+    assert MachineConfig.from_toml(tmp_path / "a.toml") == MachineConfig()
+    assert MachineConfig.from_toml("\ufeff" + text) == MachineConfig()
