@@ -11,11 +11,13 @@ import numpy as np
 from plena_jax.errors import AssemblyError
 from plena_jax.isa import BY_MNEMONIC, Field, Instruction, Kind, Operand
 from plena_jax.isa.instruction import REGISTERS
-from plena_jax.program import Program, split_lines
+from plena_jax.program import Program, shortened, split_lines
 
 _CACHE_LINES = 1 << 17
 _COMMENT = re.compile(r";|//")
 _NO_WORD = -1
+#: Digits that Python certainly converts.
+_MOST_DIGITS = 640
 #: Directive for a word that no instruction text produces (unassigned opcode, bits outside every field).
 WORD = ".word"
 
@@ -29,10 +31,12 @@ def assemble(text: str, source: str = "<assembly>") -> Program:
     Raises:
         AssemblyError: naming line, column, operand and allowed range.
     """
+    if not isinstance(text, str):
+        raise AssemblyError(f"a program is a text, got {type(text).__name__}", line=1, column=1, source=source)
     words: list[int] = []
     lines: list[int] = []
     known: dict[str, int] = {}
-    for number, line in enumerate(split_lines(text), 1):
+    for number, line in enumerate(split_lines(text.removeprefix("\ufeff")), 1):
         word = known.get(line)
         if word is None:
             word = _Line(line, number, source).assemble()
@@ -95,9 +99,9 @@ class _Line:
         number = _integer(match[2] if match else token)
         if match and number is not None:
             if match[1] != prefix:
-                self.fail(f"{name}: {token} is the wrong register class; allowed: {allowed}", index)
+                self.fail(f"{name}: {shortened(token)} is the wrong register class; allowed: {allowed}", index)
             if not 0 <= number <= operand.most:
-                self.fail(f"{name}: there is no register {token}; allowed: {allowed}", index)
+                self.fail(f"{name}: there is no register {shortened(token)}; allowed: {allowed}", index)
             return number
         # The published assembler takes a plain number as first operand, and the documents one for "no stride".
         if number is not None and index == 0:
@@ -105,14 +109,14 @@ class _Line:
         if number is not None and number == operand.literal:
             return number
         literal = f" or {operand.literal}" if operand.literal is not None else ""
-        self.fail(f"{name}: {token!r} is not a register; allowed: {allowed}{literal}", index)
+        self.fail(f"{name}: {shortened(token)!r} is not a register; allowed: {allowed}{literal}", index)
 
     def number_in(self, token: str, name: str, most: int, index: int) -> int:
         value = _integer(token)
         if value is None:
-            self.fail(f"{name}: {token!r} is not a number; allowed: 0..{most} (0..{most:#x})", index)
+            self.fail(f"{name}: {shortened(token)!r} is not a number; allowed: 0..{most} (0..{most:#x})", index)
         if not 0 <= value <= most:
-            self.fail(f"{name}: {token} is out of range; allowed: 0..{most} (0..{most:#x})", index)
+            self.fail(f"{name}: {shortened(token)} is out of range; allowed: 0..{most} (0..{most:#x})", index)
         return value
 
     def without_zeros(self, entry: Instruction, tokens: list[str]) -> list[str]:
@@ -139,7 +143,7 @@ class _Line:
 
         close = difflib.get_close_matches(mnemonic.upper(), BY_MNEMONIC, 1, 0.6)
         hint = f"; did you mean {close[0]}?" if close else " (plena isa lists all)"
-        self.fail(f"there is no instruction {mnemonic!r}{hint}")
+        self.fail(f"there is no instruction {shortened(mnemonic)!r}{hint}")
 
     def fail(self, message: str, operand: int | None = None) -> NoReturn:
         """Complain about the mnemonic, or about the operand of that index."""
@@ -160,7 +164,9 @@ def _integer(token: str) -> int | None:
     try:
         return int(token, 16) if token[:2] in ("0x", "0X") else int(token)
     except ValueError:
-        return None
+        # Python converts no more than 4300 digits; the first ones tell that there are too many.
+        match = re.fullmatch(r"([+-]?)[0_]*(\d[\d_]*)", token)
+        return None if match is None or len(token) <= _MOST_DIGITS else int(match[1] + match[2].replace("_", "")[:20])
 
 
 def _operands(count: int) -> str:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plena_jax.machine.state import MachineState
 
+#: Characters of a line that are shown on either side of what is wrong with it.
+_MOST_SHOWN = 120
+
 
 class PlenaError(Exception):
     """Root of all errors of plena_jax. They can be pickled: worker processes hand them on."""
@@ -41,9 +44,12 @@ class AssemblyError(PlenaError, ValueError):
 
     def __init__(self, message: str, *, line: int, column: int, text: str = "", source: str = "<assembly>") -> None:
         self.message, self.line, self.column, self.text, self.source = message, line, column, text, source
+        before, after = text[: column - 1], text[column - 1 :]
+        before = before if len(before) <= _MOST_SHOWN else f"...{before[-_MOST_SHOWN:]}"
+        after = after if len(after) <= _MOST_SHOWN else f"{after[:_MOST_SHOWN]}..."
         # Under a tab stands a tab.
-        indent = re.sub(r"[^\t]", " ", text[: column - 1])
-        shown = f"\n    {text}\n    {indent}^" if text else ""
+        indent = re.sub(r"[^\t]", " ", before)
+        shown = f"\n    {before}{after}\n    {indent}^" if text else ""
         super().__init__(f"{source}:{line}:{column}: {message}{shown}")
 
 

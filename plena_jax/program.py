@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -17,11 +18,18 @@ from plena_jax.files import write_atomically
 
 #: A token of ``.mem`` text: the digits of a word, or no group at all.
 _TOKEN = re.compile(r"(?:0x)*([0-9A-Fa-f]+)(?!\S)|\S+")
+#: Characters of a token that are shown.
+_MOST_SHOWN = 40
 
 
 def split_lines(text: str) -> list[str]:
     """The lines of a text as files have them: form feeds and the separators of Unicode do not end one."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def shortened(token: str) -> str:
+    """A token for a message; of a long one its ends."""
+    return token if len(token) <= _MOST_SHOWN else f"{token[:12]}...{token[-4:]} ({len(token)} characters)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +39,8 @@ class Program:
     Two programs are equal, and hash alike, when their words are.
 
     Raises:
-        ProgramError: the words are not a one-dimensional sequence of integers from 0 to 2**32 - 1.
+        ProgramError: the words are not a one-dimensional sequence of integers from 0 to 2**32 - 1, or are traced; there
+            is not a line for each.
 
     Attributes:
         words: uint32 [n], read-only.
@@ -46,7 +55,13 @@ class Program:
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", _frozen(_checked(self.words, self.source), np.uint32))
         if self.lines is not None:
-            object.__setattr__(self, "lines", _frozen(self.lines, np.int64))
+            lines = _array(self.lines, self.source)
+            if lines.shape != self.words.shape or (lines.size and lines.dtype.kind not in "iu"):
+                raise ProgramError(
+                    f"{self.source}: lines are {lines.dtype} {lines.shape}; allowed: an integer for each of "
+                    f"{len(self.words)} words"
+                )
+            object.__setattr__(self, "lines", _frozen(lines, np.int64))
 
     @classmethod
     def from_words(cls, words: ArrayLike, source: str = "<words>") -> Program:
@@ -55,7 +70,7 @@ class Program:
         Raises:
             ProgramError: not a one-dimensional sequence of integers from 0 to 2**32 - 1.
         """
-        return cls(np.asarray(words), source)
+        return cls(_array(words, source), source)
 
     @classmethod
     def from_mem(cls, text: str, source: str = "<mem>") -> Program:
@@ -72,7 +87,7 @@ class Program:
             if digits is None or len(digits.lstrip("0")) > 8:
                 before = split_lines(text[: token.start()])
                 what = "is wider than 32 bits" if digits else "is not a hexadecimal word (digits, optionally after 0x)"
-                raise ProgramError(f"{source}:{len(before)}:{len(before[-1]) + 1}: {token[0]!r} {what}")
+                raise ProgramError(f"{source}:{len(before)}:{len(before[-1]) + 1}: {shortened(token[0])!r} {what}")
             values.append(int(digits, 16))
         return cls(np.array(values, np.uint32), source)
 
@@ -131,8 +146,19 @@ def _frozen(values: ArrayLike, dtype: type) -> np.ndarray:
     return array
 
 
+def _array(values: ArrayLike, source: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except jax.errors.TracerArrayConversionError:
+        raise ProgramError(
+            f"{source}: a program cannot be traced: close over it, or make it a static argument of jit"
+        ) from None
+    except ValueError as error:
+        raise ProgramError(f"{source}: not a sequence of integers: {error}") from None
+
+
 def _checked(words: ArrayLike, source: str) -> np.ndarray:
-    values = np.asarray(words)
+    values = _array(words, source)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise ProgramError(
             f"{source}: a program is a one-dimensional sequence of integers, got {values.dtype} {values.shape}"

@@ -646,3 +646,40 @@ def test_a_million_instructions_in_less_than_ten_seconds():
     assert np.array_equal(program.words, given_words)
     assert again == program
     assert max(disassembled, assembled, read) < 10
+
+
+# -- odd texts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path):
+    text = "S_ADDI_INT gp1, gp0, 5\nV_EXP_V gp1, gp2"
+    (tmp_path / "a.asm").write_text(text, encoding="utf-8-sig")
+    assert assemble("\ufeff" + text) == assemble(text) == Program.load(tmp_path / "a.asm")
+
+
+@pytest.mark.parametrize("value", [None, b"S_ADDI_INT gp1, gp0, 5", 5, ["S_ADDI_INT gp1, gp0, 5"]])
+def test_what_is_no_text_is_refused(value):
+    with pytest.raises(AssemblyError, match=f"a program is a text, got {type(value).__name__}$"):
+        assemble(value)
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "1" + "0" * 5000, "-" + "7" * 9000, "0x" + "F" * 6000, "9" * 100])
+@pytest.mark.parametrize("line", ["S_ADDI_INT gp1, gp0, {}", ".word {}", "S_ADDI_INT gp{}, gp0, 1"])
+def test_huge_numbers_are_out_of_range_and_shown_shortened(line: str, digits: str):
+    with pytest.raises(AssemblyError) as caught:
+        assemble(line.format(digits))
+    if "gp{}" not in line:
+        assert f"{digits[:12]}...{digits[-4:]} ({len(digits)} characters) is out of range" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_leading_zeros_do_not_make_a_number_huge():
+    assert assemble(f"S_ADDI_INT gp1, gp0, {'0' * 5000}5") == assemble("S_ADDI_INT gp1, gp0, 5")
+
+
+def test_a_caret_in_a_long_line_stands_under_the_operand():
+    with pytest.raises(AssemblyError) as caught:
+        assemble(" " * 500 + "S_ADDI_INT gp1, gp0, x ; " + "z" * 500)
+    *_, shown, mark = str(caught.value).split("\n")
+    assert shown[mark.index("^")] == "x"
+    assert caught.value.column == 522

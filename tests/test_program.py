@@ -8,13 +8,14 @@ import hashlib
 import pickle
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plena_jax import AssemblyError, MachineConfig, PlenaError, Program, ProgramError, assemble
+from plena_jax import AssemblyError, MachineConfig, PlenaError, Program, ProgramError, assemble, run
 from plena_jax.machine.decode import decode
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -219,7 +220,7 @@ _WIDE = "is wider than 32 bits"
         ("0x123456789", 1, 1, "0x123456789", _WIDE),
         ("22\r\n100000000", 2, 1, "100000000", _WIDE),
         ("FFFFFFFF 0x00FFFFFFFFF", 1, 10, "0x00FFFFFFFFF", _WIDE),
-        ("F" * 5000, 1, 1, "F" * 5000, _WIDE),
+        ("F" * 5000, 1, 1, "FFFFFFFFFFFF...FFFF (5000 characters)", _WIDE),
         # The first of several mistakes, and lines as editors count them.
         ("100000000 zz", 1, 1, "100000000", _WIDE),
         ("0x0x12 zz 100000000", 1, 8, "zz", _NO_HEX),
@@ -355,3 +356,20 @@ def test_m_bmm_and_m_btmm_with_rd_are_refused_at_load(small: MachineConfig, word
 def test_other_words_are_loaded(small: MachineConfig, word: int):
     table = decode(Program.from_words([word]), small)
     assert int(table.words[0, 0]) == word
+
+
+@pytest.mark.parametrize("lines", [[1], [1, 2, 3], [[1, 2]], [1.5, 2.0], ["1", "2"], [[1], [2, 3]]])
+def test_lines_that_do_not_match_the_words_are_refused(lines):
+    with pytest.raises(ProgramError, match=r"lines are|not a sequence"):
+        Program(np.array([1, 2], np.uint32), "p", lines)
+
+
+def test_a_traced_program_is_refused(small: MachineConfig):
+    for words in (lambda w: w, lambda w: [w[0], w[1]]):
+        with pytest.raises(ProgramError, match="cannot be traced: close over it"):
+            jax.jit(lambda w, words=words: run(words(w), config=small).gp)(jnp.array([0x22, 0x22], jnp.uint32))
+
+
+def test_words_of_different_lengths_are_refused():
+    with pytest.raises(ProgramError, match="not a sequence of integers"):
+        Program.from_words([[1], [2, 3]])
