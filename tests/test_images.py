@@ -506,3 +506,16 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "image.bin", b"x")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [{"vram_rows": 2.5}, {"vram_rows": "8"}, {"hbm_bytes": 64.0}, {"hbm_bytes": True}])
+def test_allocations_that_are_no_integers_are_refused(size: dict[str, Any], small: MachineConfig):
+    (name,) = size
+    with pytest.raises(ImageError, match=f"^{name} = .*: cannot be allocated; allowed: an integer"):
+        MachineState.create(small, **size)
+
+
+@pytest.mark.parametrize("memory", ["vram", "fp_sram", "int_sram", "hbm"])
+def test_rows_of_different_lengths_are_refused(memory: str, small: MachineConfig):
+    with pytest.raises(ImageError, match="contents are not an array"):
+        MachineState.create(small, **{memory: [[1, 2], [3]]})

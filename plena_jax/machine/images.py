@@ -24,6 +24,18 @@ def image_error(memory: str, got: str, limit: str) -> ImageError:
     return ImageError(f"{memory}: {got} do not fit; allowed: {limit}")
 
 
+def array_of(memory: str, values: Any) -> np.ndarray:
+    """Contents as an array.
+
+    Raises:
+        ImageError: rows of different lengths.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ImageError(f"{memory}: contents are not an array: {error}") from None
+
+
 @dataclass(frozen=True)
 class Images:
     """Byte images of memories, each from address 0.
@@ -113,7 +125,7 @@ def _fits(name: str, got: int, limit: int, what: str) -> None:
 @quiet
 def vram_values(config: MachineConfig, values: Any, rows: int) -> np.ndarray:
     """float32 [n, VLEN] of values of VECTOR_SRAM_TYPE from a float array, the last row filled with zeros."""
-    array = np.asarray(values)
+    array = array_of("VRAM", values)
     if not jnp.issubdtype(array.dtype, jnp.number) or jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ImageError(f"VRAM: contents are {array.dtype} {array.shape}; allowed: an array of real numbers")
     flat = array.astype(np.float32).reshape(-1)
@@ -131,7 +143,7 @@ def vram_values(config: MachineConfig, values: Any, rows: int) -> np.ndarray:
 @quiet
 def scalar_values(values: Any, config: MachineConfig) -> np.ndarray:
     """float32 [n] of values of FP SRAM from floats, rounded as the emulator rounds its preload."""
-    array = np.asarray(values)
+    array = array_of("FP SRAM", values)
     if array.ndim != 1 or array.size > SRAM_ENTRIES or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ImageError(
             f"FP SRAM: contents are {array.dtype} {array.shape}; allowed: a one-dimensional float array of at most "
@@ -145,7 +157,7 @@ def scalar_values(values: Any, config: MachineConfig) -> np.ndarray:
 
 def words(values: Any) -> np.ndarray:
     """uint32 [n] from integers."""
-    array = np.asarray(values)
+    array = array_of("INT SRAM", values)
     bad = array.ndim != 1 or array.size > SRAM_ENTRIES
     if bad or (array.size and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 0xFFFFFFFF)):
         raise ImageError(

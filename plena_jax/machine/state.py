@@ -15,7 +15,7 @@ from plena_jax.config import MachineConfig
 from plena_jax.errors import EngineError, ImageError
 from plena_jax.isa import SRAM_ENTRIES, Unit
 from plena_jax.machine.faults import Fault
-from plena_jax.machine.images import Images, image_error, scalar_values, vram_values, words
+from plena_jax.machine.images import Images, array_of, image_error, scalar_values, vram_values, words
 from plena_jax.machine.transfer import cell_bits
 
 #: Loops that may be open on one loop register at a time.
@@ -172,6 +172,9 @@ class MachineState:
     def _reset(
         cls, config: MachineConfig, vram_rows: int | None, hbm_bytes: int | None, used_rows: int, used_bytes: int
     ) -> MachineState:
+        for name, size in (("vram_rows", vram_rows), ("hbm_bytes", hbm_bytes)):
+            if size is not None and (isinstance(size, bool) or not isinstance(size, (int, np.integer))):
+                raise ImageError(f"{name} = {size!r}: cannot be allocated; allowed: an integer")
         rows = vram_allocation(config, max(used_rows, 1)) if vram_rows is None else vram_rows
         if max(used_rows, rows) > config.vector_sram_size:
             limit = f"VECTOR_SRAM_SIZE, {config.vector_sram_size} rows"
@@ -295,13 +298,16 @@ def _wide(pair: np.ndarray) -> int:
 def _size(contents: Any, unit: int) -> int:
     if contents is None:
         return 0
-    return -(-(len(contents) if isinstance(contents, (bytes, bytearray, memoryview)) else np.size(contents)) // unit)
+    return -(
+        -(len(contents) if isinstance(contents, (bytes, bytearray, memoryview)) else array_of("VRAM", contents).size)
+        // unit
+    )
 
 
 def _hbm(hbm: Any) -> Array:
     if isinstance(hbm, (bytes, bytearray, memoryview)):
         return np.frombuffer(hbm, np.uint8)
-    data = hbm if isinstance(hbm, jax.Array) else np.asarray(hbm)
+    data = hbm if isinstance(hbm, jax.Array) else array_of("HBM", hbm)
     if data.dtype not in (np.uint8, np.float32) or data.ndim != 1:
         raise ImageError(
             f"HBM: contents are {data.dtype} {data.shape}; allowed: bytes, a one-dimensional uint8 array, or for the "
