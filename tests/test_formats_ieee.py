@@ -273,6 +273,8 @@ def test_every_name_gives_a_format():
 
 @pytest.mark.parametrize("name", ["float9", "e4", "m3", "int", "", "E4M3", "e4m3 ", "mxfp8"])
 def test_unknown_names_are_refused_with_the_known_ones(name):
+    with pytest.raises(FormatError, match="the name of a format is a text, got None"):
+        formats.named(None)  # type: ignore[arg-type]
     with pytest.raises(FormatError, match=r"no format is called .*float8_e4m3fn.*eXmY"):
         formats.named(name)
 

@@ -54,6 +54,8 @@ def named(name: str, *, block: int = 32, rule: ScaleRule = "floor") -> Format:
     Raises:
         FormatError: no such name.
     """
+    if not isinstance(name, str):
+        raise FormatError(f"the name of a format is a text, got {name!r}; known: {', '.join(NAMES)}, eXmY, intN, uintN")
     if name in FLOATS:
         return FLOATS[name]
     if name in _MX_ELEMENTS:
