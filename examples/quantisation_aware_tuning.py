@@ -1,6 +1,6 @@
 """Tune the weights of a two-layer MLP so that its MXFP4 execution on the machine comes closer to float32.
 
-    python examples/quantisation_aware_tuning.py [--steps 200] [--json] [--plot losses.png]
+    python examples/quantisation_aware_tuning.py [--steps 1000] [--json] [--plot losses.png]
 
 The forward pass is a PLENA program: MXFP4 weights in HBM, BF16 in vector SRAM, every rounding of the machine. Each step
 stages float32 weights as MXFP4 (straight-through), runs the program, compares with the float32 network, and goes down
@@ -166,7 +166,7 @@ def _runs_on_bytes(weights: Weights, x: jax.Array, start: pj.MachineState) -> bo
 def main() -> None:
     """Tune and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", metavar="FILE", help="write a picture of the losses (needs matplotlib)")
@@ -174,7 +174,7 @@ def main() -> None:
     begin = time.perf_counter()
 
     def report(step: int, loss: float) -> None:
-        if not options.json and step % 20 == 0:
+        if not options.json and step % 100 == 0:
             print(f"step {step:4}  loss {loss:.3e}  {time.perf_counter() - begin:5.1f} s", flush=True)
 
     result = tune(options.steps, options.seed, report)

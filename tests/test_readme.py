@@ -11,13 +11,16 @@ import pytest
 import plena_jax as pj
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 def test_examples_print_what_their_comments_say(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     said, printed, raised = [], [], []
-    for block in BLOCKS:
+    for block in blocks("README.md"):
         said += re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
         try:
             exec(block, names)
@@ -30,6 +33,15 @@ def test_examples_print_what_their_comments_say(capsys: pytest.CaptureFixture[st
     assert len(raised) == 1
     assert names["sums"].shape == (256,)
     assert names["codes"].dtype == "uint32"
+
+
+def test_examples_of_gradients(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    text = "\n".join(blocks("docs/gradients.md"))
+    exec(text, names)
+    said = re.findall(r"^print\(.*\)  # (.*)$", text, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == said
+    assert len(said) == 3
 
 
 def test_the_commands_exist() -> None:

@@ -34,7 +34,8 @@ class IntFormat(Rounding):
     family: Literal["ieee", "plena"] = field(default="ieee")
 
     def __post_init__(self) -> None:
-        if isinstance(self.width, int) and not 1 <= self.width <= 32:
+        # While jax passes a format along, anything may stand for its fields.
+        if type(self.width) is int and not 1 <= self.width <= 32:
             raise FormatError(f"int{self.width}: an integer format has 1..32 bits")
 
     @property

@@ -37,6 +37,8 @@ def test_all_switches_are_off_unless_asked_for() -> None:
         "m_bmv": False,
         "sub_byte_formats": False,
         "plain_formats": False,
+        "scalar_fp": False,
+        "matrix_sram_type": False,
     }
     assert plena_jax.MachineConfig().intended == Intended()
 
