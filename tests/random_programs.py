@@ -176,10 +176,11 @@ class _Writer:
         families = [
             *often,
             *often,
-            *(self.matmul, self.batched, self.vector_products, self.vector_scalar, self.shift),
-            *(self.scalar, self.fp_sram, self.map_fp, self.int_sram, self.top, self.registers),
-            *(() if self.tame else (self.vector_one, self.scalar_one)),
+            *(self.matmul, self.batched, self.vector_products, self.vector_scalar, self.vector_one, self.shift),
+            *(self.scalar, self.scalar_one, self.fp_sram, self.map_fp, self.int_sram, self.top, self.registers),
         ]
+        if self.tame:
+            families = [f for f in families if f not in (self.vector_one, self.scalar_one)]
         for _ in range(count):
             families[self.random.integers(0, len(families))]()
 
