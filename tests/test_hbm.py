@@ -59,7 +59,7 @@ def test_recorded_programs_give_the_same_on_both_faces(name: str) -> None:
     assert check(HERE / f"{name}.npz")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_all_recorded_programs_that_do_not_alias(conformance: Path) -> None:
     paths = [*HERE.glob("*.npz"), *(conformance / "fuzz").glob("*.npz")]
     agreed = [check(path) for path in sorted(paths, key=lambda path: repr(Case.load(path).config))]
