@@ -1,4 +1,4 @@
-"""What a number format costs: sweeps over formats for each place of the machine, in one compiled call a block size.
+"""What a number format costs: sweeps over formats for each place of the machine, with one compilation a block size.
 
 >>> from plena_jax import MachineConfig, precision
 >>> workload = precision.Workload.projection(4, 64, 64, MachineConfig())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from plena_jax.errors import FormatError
@@ -72,8 +73,9 @@ class Candidate:
         """Name and block, for messages."""
         return self.name if self.block is None else f"{self.name} in blocks of {self.block}"
 
+    @cached_property
     def quantizer(self) -> Any:
-        """The quantizer, or the block format with a quantizer as element.
+        """The quantizer, or the block format with a quantizer as element; a millisecond to make.
 
         Raises:
             FormatError: there is none.
@@ -152,7 +154,7 @@ def objection(place: Place, candidate: Candidate, mlen: int) -> str | None:
     if isinstance(fmt, MXFormat) and mlen % fmt.block:
         return f"rows of {mlen} elements are not whole blocks; allowed: block sizes that divide {mlen}"
     try:
-        candidate.quantizer()
+        _ = candidate.quantizer
     except FormatError as error:
         return str(error)
     return None

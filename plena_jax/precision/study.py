@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def sweep(
 ) -> Sweep:
     """Try each format in each place by itself, everything else in float32, and measure what that does to the result.
 
-    All formats of a block size run as one vmapped call, staging included; the plain formats are one more.
+    All formats of a block size run as one vmapped function, compiled once, staging included; the plain formats are one
+    more.
 
     Args:
         workload: what to run.
@@ -51,8 +53,8 @@ def sweep(
             32 and 64.
         rule: scale rule of those.
         together: each format also in all places of HBM that the program uses at once.
-        chunk: machines that take a step together; by default 16 on CPU and all on an accelerator.
-        progress: called with the number of runs done, after each block size.
+        chunk: machines that run together; by default at most 16 on CPU, all on an accelerator.
+        progress: called now and then with the number of runs done.
 
     Raises:
         FormatError: an unknown place, format, block size or rule, or a place that was named and cannot be asked that.
@@ -67,11 +69,14 @@ def sweep(
     groups[0].append(_BASELINE)
     found: dict[Lane, Entry] = {}
     for group in groups:
-        for lane, measured in zip(group, measure(workload, group, chunk), strict=True):
+        report = None if progress is None else partial(_report, progress, len(found))
+        for lane, measured in zip(group, measure(workload, group, chunk, report), strict=True):
             found[lane] = _entry(workload, lane, measured)
-        if progress is not None:
-            progress(len(found))
     return Sweep(tuple(found[lane] for lane in lanes), tuple(skipped), found[_BASELINE])
+
+
+def _report(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
 
 
 #: The run in which every place is wide.
