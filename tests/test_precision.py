@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from plena_jax.precision import PLACES, Candidate, Operand, Sweep, Workload, dis
 from plena_jax.precision.lanes import Lane, Measured, contents, grouped, measure, run_one, varied
 from plena_jax.precision.places import FIELDS, describe, objection
 
+ROOT = Path(__file__).parents[1]
 #: Plain formats: one with infinities, one that saturates, one that loses nearly everything, and more and more mantissa.
 MANTISSAS = ["e5m1", "e5m4", "e5m7", "e5m10"]
 PLAIN = [*MANTISSAS, "e2m1", "float4_e2m1fn", "int4"]
@@ -478,10 +480,9 @@ def test_the_command_prints_and_plots(
     assert main(["sweep", "--settings", settings, "--shape", "4", "16", "8", "--plot", plot, "--rule", "even"]) == 0
     text = capsys.readouterr().out
     assert "4x16 activations x 16x8 weights" in text
-    assert "skipped int4 in vector_sram, int4 in scalar: it is an integer format" in text
+    assert "skipped in vector_sram int4; in scalar int4: it is an integer format" in text
     assert "mxfp4_e2m1" in text
     assert Path(plot).exists()
-    # Of the usual block sizes none divides 8 but 8.
     assert asked[0][1:] == (None, None, "even", False)
 
 
@@ -509,6 +510,14 @@ def test_wrong_usage_exits_with_2(
         main(["sweep", "--settings", settings, *usual, *arguments])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/precision.md").read_text(), re.DOTALL)
+    exec(example, {})
+    said = re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
+    assert len(said) == 2
+    assert capsys.readouterr().out.splitlines() == said
 
 
 def test_other_errors_exit_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,13 @@ def find_settings(path: str | None) -> tuple[MachineConfig, str]:
     return MachineConfig.from_toml(Path(chosen), partial_heads=True), chosen
 
 
+def whole_number(text: str) -> int:
+    """A number that is not negative."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
 def byte_count(text: str) -> int:
     """A number of bytes with an optional suffix K, M, G or T (powers of 1024, any case, "B" or "iB" may follow)."""
     body = text.strip().lower().removesuffix("b").removesuffix("i")

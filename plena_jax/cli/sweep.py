@@ -10,10 +10,9 @@ from plena_jax.cli import console
 from plena_jax.errors import ConfigError, FormatError
 from plena_jax.files import refuse_to_overwrite
 from plena_jax.formats import NAMES, named
-from plena_jax.precision import PLACES, RULES, Sweep, Workload, sweep
+from plena_jax.precision import BLOCKS, PLACES, RULES, Sweep, Workload, sweep
 
 SHAPE = (16, 128, 128)
-BLOCKS = (16, 32)
 
 
 def add(commands: Any) -> None:
@@ -38,11 +37,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--formats", nargs="+", type=_name, metavar="F", default=list(NAMES), help=text)
     text = "where to try them (default: wherever the projection has use for them)"
     parser.add_argument("--places", nargs="+", choices=PLACES, help=text)
-    text = f"block sizes of MX formats (default: {' '.join(map(str, BLOCKS))}, those that divide MLEN)"
+    text = f"block sizes of MX formats (default: those of {', '.join(map(str, BLOCKS))} that divide MLEN)"
     parser.add_argument("--blocks", nargs="+", type=int, metavar="N", help=text)
     parser.add_argument("--rule", choices=RULES, default="floor", help="scale rule of MX formats (default: floor)")
     parser.add_argument("--together", action="store_true", help="each format in all places of HBM at once, too")
-    parser.add_argument("--seed", type=int, default=0, help="of the random operands (default: 0)")
+    parser.add_argument("--seed", type=console.whole_number, default=0, help="of the random operands (default: 0)")
     parser.add_argument("--settings", metavar="S", help="plena_settings.toml (default: the published profile)")
     parser.add_argument("--plot", metavar="FILE", help="draw it too (PNG, PDF, SVG; needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -63,14 +62,19 @@ def execute(options: argparse.Namespace) -> int:
     config, origin = console.find_settings(options.settings)
     if options.plot is not None:
         refuse_to_overwrite(options.plot, [options.settings])
-    blocks = options.blocks or [block for block in BLOCKS if config.mlen % block == 0] or None
     rows, k, n = options.shape
     start = time.perf_counter()
     try:
         workload = Workload.projection(rows, k, n, config, options.seed)
         with console.progress("compiling and running", "formats") as update:
             found = sweep(
-                workload, options.formats, options.places, blocks, options.rule, options.together, progress=update
+                workload,
+                options.formats,
+                options.places,
+                options.blocks,
+                options.rule,
+                options.together,
+                progress=update,
             )
     except (FormatError, ConfigError) as error:
         options.usage_error(str(error))
@@ -99,9 +103,10 @@ def _print(options: argparse.Namespace, found: Sweep, origin: str, seconds: floa
 
 
 def _skipped(found: Sweep) -> dict[str, str]:
-    """What was skipped for each reason."""
-    reasons: dict[str, dict[str, None]] = {}
+    """What was skipped for each reason: places, and formats in them."""
+    reasons: dict[str, dict[str, dict[str, None]]] = {}
     for one in found.skipped:
-        what = one.place if one.format is None else f"{one.format} in {one.place}"
-        reasons.setdefault(one.reason, {})[what] = None
-    return {reason: ", ".join(names) for reason, names in reasons.items()}
+        formats = reasons.setdefault(one.reason, {}).setdefault(one.place, {})
+        formats |= {} if one.format is None else {one.format: None}
+    named = lambda place, formats: f"in {place} {', '.join(formats)}" if formats else place
+    return {reason: "; ".join(named(*pair) for pair in places.items()) for reason, places in reasons.items()}

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+#: Widths that the axis of a plot names.
+_TICKS = (2, 4, 6, 8, 16, 32)
 _ORDER = {place: index for index, place in enumerate((*PLACES, TOGETHER))}
 
 
@@ -201,6 +203,8 @@ def _draw(figure: Figure, sweep: Sweep, places: list[str], rows: int, columns: i
             # What is not finite stands on the floor, what is exact on the baseline.
             y = [max(min(e.snr_db, max(finite, default=0.0)), floor) for e in points]
             panel.plot(x, y, "osD^v<>"[number % 7], label=kind, markersize=4, alpha=0.8)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(_TICKS, [str(tick) for tick in _TICKS])
         panel.grid(alpha=0.3)
     if kinds:
         figure.axes[0].legend(fontsize="small")
