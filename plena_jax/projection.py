@@ -13,6 +13,7 @@ from plena_jax.bits import quiet
 from plena_jax.config import MachineConfig
 from plena_jax.errors import ConfigError
 from plena_jax.formats import MXFormat, pack
+from plena_jax.hbm import Tensor
 from plena_jax.machine.images import Images
 from plena_jax.machine.sums import K_BLOCK
 from plena_jax.machine.transfer import BLOCK, Transfer, vram_format
@@ -140,6 +141,14 @@ class Projection:
         transfer = self._activation_type
         size = self.activations.size // self.config.mlen * (transfer.element_bytes + transfer.scale_bytes)
         return -(-size // BLOCK) * BLOCK
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Activations and weights in HBM."""
+        rows, k, n = self.shape
+        precision = self.config.precision
+        activations = Tensor("activations", (rows, k), 0, precision.hbm_v_act_type)
+        return activations, Tensor("weights", (k, n), self._weights_at, precision.hbm_m_weight_type)
 
     @cached_property
     def images(self) -> Images:

@@ -345,7 +345,7 @@ def test_demo_checks_itself(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["run"], ["asm"], ["disasm"], ["isa"], ["verify"], ["demo"]):
+    for command in ([], ["run"], ["asm"], ["disasm"], ["isa"], ["verify"], ["demo"], ["sweep"]):
         with pytest.raises(SystemExit) as caught:
             main([*command, "--help"])
         assert caught.value.code == 0

@@ -40,18 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     from plena_jax import __version__
-    from plena_jax.cli import assembly, demo, isa, run, verify
+    from plena_jax.cli import assembly, demo, isa, run, sweep, verify
 
     top = argparse.ArgumentParser(
         prog="plena",
         description="Emulator of the PLENA accelerator in JAX: bit-exact, fast, differentiable.",
         epilog="examples:\n  plena demo\n  plena run --opcode P.mem --hbm H.bin --fpsram F.bin --dump out\n"
-        "  plena asm kernel.asm -o kernel.mem\n  plena isa V_ADD_VV\n\n`plena COMMAND --help` has more of each.",
+        "  plena sweep --formats mxfp4_e2m1 e4m3\n  plena asm kernel.asm -o kernel.mem\n  plena isa V_ADD_VV\n\n"
+        "`plena COMMAND --help` has more of each.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"plena_jax {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, run, verify, assembly, isa):
+    for module in (demo, run, verify, sweep, assembly, isa):
         module.add(commands)
     return top
 

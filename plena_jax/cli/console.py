@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,26 +56,21 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int], None]]:
-    """Show ``what`` and a count of instructions on standard error once it takes more than two seconds.
+def progress(what: str, unit: str = "instructions") -> Iterator[Callable[[int], None]]:
+    """Show ``what`` and a count of ``unit`` on standard error once it takes more than two seconds.
 
     Yields the function to call with the count.
     """
-    start = time.monotonic()
     status = err.status(what)
-    shown = False
-
-    def update(instructions: int) -> None:
-        nonlocal shown
-        if time.monotonic() - start > _PATIENCE and not shown:
-            status.start()
-            shown = True
-        if shown:
-            status.update(f"{what}: {instructions:,} instructions")
-
+    # A timer: a long step may come before the first count.
+    timer = threading.Timer(_PATIENCE, status.start)
+    timer.daemon = True
+    timer.start()
     try:
-        yield update
+        yield lambda count: status.update(f"{what}: {count:,} {unit}")
     finally:
+        timer.cancel()
+        timer.join()
         status.stop()
 
 
@@ -103,6 +98,13 @@ def find_settings(path: str | None) -> tuple[MachineConfig, str]:
         return MachineConfig(), "the published transactional profile"
     # Head slots that do not fill a row are no error before an instruction uses them.
     return MachineConfig.from_toml(Path(chosen), partial_heads=True), chosen
+
+
+def whole_number(text: str) -> int:
+    """A number that is not negative."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
 
 
 def byte_count(text: str) -> int:

@@ -27,14 +27,8 @@ def add(commands: Any) -> None:
     )
     parser = console.add_command(commands, "demo", execute, text, ["plena demo", "plena demo --json"])
     parser.add_argument("--settings", metavar="S", help="plena_settings.toml (default: the published profile)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the random operands (default: 0)")
+    parser.add_argument("--seed", type=console.whole_number, default=0, help="of the random operands (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-
-
-def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
 
 
 def execute(options: argparse.Namespace) -> int:

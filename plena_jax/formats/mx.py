@@ -68,7 +68,8 @@ class MXFormat(Rounding):
             self.element.check_scalable()
             if self.rule == "plena":
                 raise FormatError("scale rule 'plena' with a quantizer as element; allowed: floor, ceil, even, rceil")
-            if isinstance(self.scale, FloatFormat) and isinstance(self.scale.zero, int) and self.scale.zero:
+            # Not isinstance: vmap builds formats of flags, True where a field is batched.
+            if isinstance(self.scale, FloatFormat) and type(self.scale.zero) is int and self.scale.zero:
                 raise FormatError(
                     "a quantizer as element needs a scale without zero, as FloatFormat.exponent_only makes"
                 )
