@@ -1,15 +1,21 @@
 """Speed of many machines in one call, as ratios against single runs measured in the same process.
 
-    python benchmarks/batch.py [--shape ROWS K N] [--json]
+    python benchmarks/batch.py [--shape ROWS K N] [--machines N] [--json]
 
-A sweep of 64 formats of the weights and activations of a tiled projection, staging included, against 64 single runs of
-the same compiled function, one format each: every call is warm, calls of both kinds alternate, and the fastest counts.
+* A sweep of 64 formats of the weights and activations of a tiled projection, staging included, against 64 single runs
+  of the same compiled function, one format each.
+* 1,024 machines with HBM of their own through ``run_batch``, against single runs; on an accelerator also against the
+  CPU, measured in a process of its own.
+
+Every call is warm, calls of both kinds alternate, and the fastest counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,10 +32,13 @@ import plena_jax as pj  # noqa: E402
 from plena_jax import formats, hbm  # noqa: E402
 from plena_jax.precision import Candidate, Workload, sweep  # noqa: E402
 from plena_jax.precision.lanes import Lane, contents, measure, run_one, varied  # noqa: E402
+from plena_jax.projection import random_projection  # noqa: E402
 
 #: What formats are tried in, half of them in each.
 PLACES = ("weights", "activations")
 ROUNDS = 9
+#: Single runs that the batch is compared with.
+SAMPLE = 32
 
 
 class Compilations:
@@ -116,15 +125,60 @@ def block_sizes(shape: tuple[int, int, int]) -> dict[str, float]:
     }
 
 
+def machines(shape: tuple[int, int, int], count: int) -> dict[str, float]:
+    """Many machines of one program, each with operands of its own, against single runs of a sample of them."""
+    config = pj.MachineConfig()
+    job = random_projection(*shape, config)
+    start = pj.MachineState.from_images(config, job.images)
+    contents = np.random.default_rng(0).permuted(np.tile(np.asarray(start.hbm), (count, 1)), axis=1)
+    states = start.replace(hbm=jax.device_put(contents))
+    sample = [start.replace(hbm=states.hbm[i]) for i in range(0, count, max(count // SAMPLE, 1))]
+    batch = lambda: pj.run_batch(job.program, states, config)
+    singles = lambda: [pj.run(job.program, one, config) for one in sample]
+    first = seconds_of(batch)
+    seconds_of(singles)
+    together, alone = [], []
+    for _ in range(3):
+        together.append(seconds_of(batch) / count)
+        alone.append(seconds_of(singles) / len(sample))
+    final = batch()
+    found = (pj.lane(final, i, config).vram for i in range(0, count, max(count // SAMPLE, 1)))
+    bits = lambda state: np.asarray(state).view(np.uint32)
+    equal = all(np.array_equal(bits(a), bits(b.vram)) for a, b in zip(found, singles(), strict=True))
+    what = f"{jax.default_backend()}: {count} machines"
+    return {
+        f"{what}, machines per second": 1 / min(together),
+        f"{what}, per machine / single run": min(together) / min(alone),
+        f"{what}, first call, seconds": first,
+        f"{what}, equal single runs (1 = yes)": float(equal),
+    }
+
+
+def machines_everywhere(shape: tuple[int, int, int], count: int) -> dict[str, float]:
+    """:func:`machines` here and, on an accelerator, on the CPU."""
+    here = machines(shape, count)
+    if jax.default_backend() == "cpu":
+        return here
+    command = [sys.executable, __file__, "--only", "machines", "--json", "--machines", str(count)]
+    command += ["--shape", *map(str, shape)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    there = json.loads(process.stdout)
+    speed = lambda found: next(value for name, value in found.items() if "per second" in name)
+    return here | there | {"machines per second over those of the CPU": speed(here) / speed(there)}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs=3, type=int, default=(64, 576, 64), metavar=("ROWS", "K", "N"))
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=["formats", "blocks"])
+    parser.add_argument("--machines", type=int, default=1024, metavar="N")
+    parser.add_argument("--only", choices=["formats", "blocks", "machines"])
     options = parser.parse_args()
     shape = tuple(options.shape)
     parts = {"formats": lambda: formats_of_weights(shape), "blocks": lambda: block_sizes(shape)}
+    parts["machines"] = lambda: machines_everywhere(shape, options.machines)
     results: dict[str, float] = {}
     for name, part in parts.items():
         if options.only in (None, name):

@@ -113,7 +113,7 @@ def measure(
     padded = [*lanes, *[lanes[-1]] * (turns * width - len(lanes))]
     formats, arrays, call = varied(padded), contents(workload), _compiled(workload)
     found: list[Measured] = []
-    # Turns are calls: as a loop inside one call they took twice as long on CPU.
+    # Turns are calls, not a loop inside one call, which was slower on CPU.
     for start in range(0, len(padded), width):
         outputs, losses = jax.device_get(
             call(arrays, jax.tree.map(lambda leaf, at=start: leaf[at : at + width], formats))
