@@ -32,6 +32,20 @@ def shortened(token: str) -> str:
     return token if len(token) <= _MOST_SHOWN else f"{token[:12]}...{token[-4:]} ({len(token)} characters)"
 
 
+@dataclass(frozen=True)
+class Section:
+    """Words of a program that belong together.
+
+    Attributes:
+        name: of nested sections the names of all, with slashes.
+        start, stop: the words are ``[start, stop)``.
+    """
+
+    name: str
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """An immutable sequence of 32-bit machine words.
@@ -40,17 +54,19 @@ class Program:
 
     Raises:
         ProgramError: the words are not a one-dimensional sequence of integers from 0 to 2**32 - 1, or are traced; there
-            is not a line for each.
+            is not a line for each, or a section is not inside.
 
     Attributes:
         words: uint32 [n], read-only.
         source: name of the file or text the words came from, for messages.
         lines: int [n] line of each word in that source (1-based), or None.
+        sections: named parts, as a program builder makes them.
     """
 
     words: np.ndarray
     source: str = field(default="<words>")
     lines: np.ndarray | None = field(default=None, repr=False)
+    sections: tuple[Section, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", _frozen(_checked(self.words, self.source), np.uint32))
@@ -62,6 +78,9 @@ class Program:
                     f"{len(self.words)} words"
                 )
             object.__setattr__(self, "lines", _frozen(lines, np.int64))
+        for section in self.sections:
+            if not 0 <= section.start < section.stop <= len(self.words):
+                raise ProgramError(f"{self.source}: {section}; allowed: words of {len(self.words)}")
 
     @classmethod
     def from_words(cls, words: ArrayLike, source: str = "<words>") -> Program:
@@ -128,7 +147,7 @@ class Program:
 
     def __reduce__(self) -> tuple[type[Program], tuple[object, ...]]:
         # Arrays come out of copies and pickles writable.
-        return type(self), (self.words, self.source, self.lines)
+        return type(self), (self.words, self.source, self.lines, self.sections)
 
     def __len__(self) -> int:
         return len(self.words)
