@@ -43,6 +43,7 @@ class ProgramBuilder(Instructions):
         config: the machine that the program is for.
         zero, fp_zero: gp0 and f0.
         instructions: how many instructions the words so far execute.
+        loops: how many loops have begun and ended so far, together.
     """
 
     def __init__(self, config: MachineConfig, source: str = "<built>") -> None:
@@ -53,6 +54,7 @@ class ProgramBuilder(Instructions):
         self.emit = self._words.append
         self._registers = Registers()
         self._repeated = 0
+        self.loops = 0
         self._sections: list[Section] = []
         self._prefix: tuple[str, ...] = ()
         self._constants: dict[float, int] = {}
@@ -212,11 +214,13 @@ class ProgramBuilder(Instructions):
             number = self.gp(0, "index of a loop") if index else None
             counter = self.gp(purpose="counter of a loop") if count > 1 else None
             start, before = len(self._words), self.instructions
+            self.loops += 1
             if counter is not None:
                 self.c_loop_start(counter, count)
             yield number
             for register, amount in (*steps, *([(number, 1)] if number is not None else [])):
                 self.add(register, register, amount)
+            self.loops += 1
             if counter is None:
                 return
             each = self.instructions - before - 1

@@ -1,0 +1,129 @@
+"""A graph: operators on tensors, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from plena_jax.config import MachineConfig
+from plena_jax.lower.operators import Operator, find
+from plena_jax.lower.tensors import OperatorError, Place, Role, Shape, Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One use of an operator.
+
+    Attributes:
+        name: unique in its graph; the section of its instructions.
+        operator: what is computed.
+        inputs: tensors in the order of the operator's signature; None where one is left out.
+        attributes: all keyword arguments.
+        output: the result.
+    """
+
+    name: str
+    operator: Operator
+    inputs: tuple[Tensor | None, ...]
+    attributes: dict[str, Any]
+    output: Tensor
+
+
+class Graph:
+    """Operators on matrices, in order.
+
+    >>> from plena_jax import MachineConfig
+    >>> g = Graph(MachineConfig())
+    >>> x = g.input("x", (4, 128))
+    >>> w = g.input("w", (128, 64), place="hbm", role="weights")
+    >>> y = g.output(g.softmax(g.linear(x, w)))
+    >>> y.shape
+    (4, 64)
+
+    Every operator of the registry is a method. Names are made unique; a tensor is written once, by one operator.
+
+    Attributes:
+        config: the machine.
+        nodes, inputs, outputs: in order.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self.config = config
+        self.nodes: list[Node] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self._names: set[str] = set()
+
+    def input(self, name: str, shape: Shape, place: Place = "vram", role: Role | None = None) -> Tensor:
+        """A tensor that is there before the program starts.
+
+        Args:
+            name: unique.
+            shape: rows and columns.
+            place: the memory.
+            role: of one in HBM, by default "activations".
+
+        Raises:
+            OperatorError: a name that is taken, a shape that is not two positive sizes, a role outside HBM.
+        """
+        if name in self._names:
+            raise OperatorError(f"input {name}: the graph has a tensor of that name")
+        if len(shape) != 2 or any(not isinstance(size, int) or size < 1 for size in shape):
+            raise OperatorError(f"input {name}: shape {shape}; expected two positive sizes")
+        if role is not None and place != "hbm":
+            raise OperatorError(f"input {name}: role {role} in {place}; only tensors in hbm have one")
+        self._names.add(name)
+        tensor = Tensor(name, (shape[0], shape[1]), place, role or ("activations" if place == "hbm" else None))
+        self.inputs.append(tensor)
+        return tensor
+
+    def output(self, tensor: Tensor) -> Tensor:
+        """Keep a tensor until the end, and return it.
+
+        Raises:
+            OperatorError: it is not of this graph.
+        """
+        self._own("output", tensor)
+        if tensor not in self.outputs:
+            self.outputs.append(tensor)
+        return tensor
+
+    def apply(self, name: str, *arguments: Any, **keywords: Any) -> Tensor:
+        """Use the operator ``name``.
+
+        Raises:
+            OperatorError: see :meth:`Operator.bind`, and what the operator itself expects.
+        """
+        operator = find(name)
+        tensors, attributes = operator.bind(arguments, keywords)
+        for tensor in tensors:
+            if tensor is not None:
+                self._own(name, tensor)
+        shape = operator.shape(self.config, *tensors, **attributes)
+        unique = self._unique(name)
+        node = Node(unique, operator, tuple(tensors), attributes, Tensor(unique, shape))
+        self.nodes.append(node)
+        return node.output
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            find(name)
+        except OperatorError as error:
+            raise AttributeError(str(error)) from None
+        return partial(self.apply, name)
+
+    def _own(self, name: str, tensor: Tensor) -> None:
+        if tensor.root.name not in self._names or not any(
+            tensor.root is known for known in (*self.inputs, *(node.output for node in self.nodes))
+        ):
+            raise OperatorError(f"{name}: tensor {tensor.name} is not of this graph")
+
+    def _unique(self, name: str) -> str:
+        number = next(i for i in range(len(self._names) + 1) if (f"{name}_{i}" if i else name) not in self._names)
+        unique = f"{name}_{number}" if number else name
+        self._names.add(unique)
+        return unique

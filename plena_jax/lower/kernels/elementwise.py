@@ -1,0 +1,229 @@
+"""Functions of single elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from plena_jax.config import MachineConfig
+from plena_jax.lower.kernel import Kernel, constant_rows
+from plena_jax.lower.operators import Operator, Workspace, register
+from plena_jax.lower.rounded import Rounded
+from plena_jax.lower.sequence import Algebra, Compiled, Evaluated, Value
+from plena_jax.lower.tensors import OperatorError, Rows, Shape, Tensor
+
+# -- the formulas -----------------------------------------------------------------------------------------------------
+
+
+def exp_reference(x: jax.Array) -> jax.Array:
+    """``exp(x)``; the machine clamps x to -88..88."""
+    return jnp.exp(x)
+
+
+def exp(v: Algebra, x: Value) -> Value:
+    """One instruction."""
+    return v.exp(x)
+
+
+def reciprocal_reference(x: jax.Array) -> jax.Array:
+    """``1 / x``."""
+    return 1 / x
+
+
+def reciprocal(v: Algebra, x: Value) -> Value:
+    """One instruction."""
+    return v.reciprocal(x)
+
+
+def square_reference(x: jax.Array) -> jax.Array:
+    """``x ** 2``."""
+    return x * x
+
+
+def square(v: Algebra, x: Value) -> Value:
+    """One instruction."""
+    return v.mul(x, x)
+
+
+def relu_reference(x: jax.Array) -> jax.Array:
+    """``max(x, 0)``."""
+    return jax.nn.relu(x)
+
+
+def relu(v: Algebra, x: Value) -> Value:
+    """One instruction."""
+    return v.max(x, 0.0)
+
+
+def sigmoid_reference(x: jax.Array) -> jax.Array:
+    """``1 / (1 + exp(-x))``."""
+    return jax.nn.sigmoid(x)
+
+
+def sigmoid(v: Algebra, x: Value) -> Value:
+    """As the formula says."""
+    return v.reciprocal(v.add(v.exp(v.from_number(0.0, x)), 1.0))
+
+
+def tanh_reference(x: jax.Array) -> jax.Array:
+    """``tanh(x)``."""
+    return jnp.tanh(x)
+
+
+def tanh(v: Algebra, x: Value) -> Value:
+    """``1 - 2 / (exp(2 x) + 1)``."""
+    return v.from_number(1.0, v.mul(v.reciprocal(v.add(v.exp(v.mul(x, 2.0)), 1.0)), 2.0))
+
+
+def silu_reference(x: jax.Array) -> jax.Array:
+    """``x * sigmoid(x)``."""
+    return jax.nn.silu(x)
+
+
+def silu(v: Algebra, x: Value) -> Value:
+    """As the formula says."""
+    return v.mul(sigmoid(v, x), x)
+
+
+def gelu_reference(x: jax.Array, *, approximate: str = "none") -> jax.Array:
+    """``x * Phi(x)``: "none" to float32 accuracy, or the "tanh" or "sigmoid" approximation of Hendrycks and Gimpel."""
+    if approximate == "sigmoid":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=approximate == "tanh")
+
+
+#: erf by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7: p, and the coefficients of t to t ** 5.
+_ERF = 0.3275911, (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+
+
+def gelu(v: Algebra, x: Value, *, approximate: str = "none") -> Value:
+    """The approximations are ``x * sigmoid(2 z)``. The exact form takes the tail of the normal distribution.
+
+    With a = abs(x), t = 1 / (1 + p * a / sqrt(2)) and Q = polynomial(t) / 2 * exp(-a ** 2 / 2), the upper tail, it is
+    max(x, 0) - a * Q: no difference of nearly equal numbers.
+    """
+    if approximate == "sigmoid":
+        return v.mul(sigmoid(v, v.mul(x, 1.702)), x)
+    if approximate == "tanh":
+        factor = math.sqrt(8 / math.pi)
+        inner = v.add(v.mul(v.mul(x, x), 0.044715 * factor), factor)
+        return v.mul(sigmoid(v, v.mul(inner, x)), x)
+    p, coefficients = _ERF
+    positive = v.max(x, 0.0)
+    magnitude = v.sub(v.add(positive, positive), x)
+    t = v.reciprocal(v.add(v.mul(magnitude, p / math.sqrt(2)), 1.0))
+    polynomial = v.mul(t, coefficients[-1] / 2)
+    for c in reversed(coefficients[:-1]):
+        polynomial = v.mul(v.add(polynomial, c / 2), t)
+    tail = v.mul(polynomial, v.exp(v.mul(v.mul(magnitude, magnitude), -0.5)))
+    return v.sub(positive, v.mul(tail, magnitude))
+
+
+def clamp_reference(x: jax.Array, *, low: float = -math.inf, high: float = math.inf) -> jax.Array:
+    """``min(max(x, low), high)``."""
+    return jnp.clip(x, low, high)
+
+
+def clamp(v: Algebra, x: Value, *, low: float = -math.inf, high: float = math.inf) -> Value:
+    """One or two instructions."""
+    if high < low or (low == -math.inf and high == math.inf):
+        raise OperatorError(f"clamp: low, high: expected low below high, one of them finite, got {low}, {high}")
+    x = v.max(x, low) if low > -math.inf else x
+    return v.min(x, high) if high < math.inf else x
+
+
+# -- from formulas to operators ---------------------------------------------------------------------------------------
+
+
+@cache
+def _compiled(formula: Callable[..., Value], attributes: tuple[tuple[str, Any], ...]) -> Compiled:
+    return Compiled.of(lambda v, x: formula(v, x, **dict(attributes)), 1)
+
+
+def emit_rows(
+    k: Kernel,
+    compiled: Compiled,
+    out: Rows,
+    x: Rows,
+    keeps_zero: bool,
+    guarded: bool = False,
+) -> None:
+    """A sequence on every row. What is behind the last column becomes zero again if the formula makes something of it.
+
+    ``guarded``: it gets ones there before, where zeros would become infinite.
+    """
+    b, used = k.b, compiled.scratch
+    with b.scope():
+        scratch = [b.gp(k.scratch + i * x.lanes, "intermediate value") for i in range(used)]
+        loaded = compiled.load(b)
+        full = x.blocks if keeps_zero or not x.rest else x.blocks - 1
+        if full:
+            with k.each_vector(x, out, blocks=slice(full)) as (source, target):
+                compiled.emit(b, target, [source], scratch, loaded)
+        if full == x.blocks:
+            return
+        mask = k.lane_mask(x.shape[1], used)
+        row = b.gp(mask.address, "mask")
+        behind = b.gp(k.scratch + (used + constant_rows(k.config)) * x.lanes, "minus ones behind the last column")
+        if guarded:
+            with b.scope():
+                b.v_sub_vf(behind, row, b.fp(1.0))
+        with k.each_vector(x, out, blocks=slice(full, None)) as (source, target):
+            if guarded:
+                b.v_sub_vv(target, source, behind)
+                source = target
+            compiled.emit(b, target, [source], scratch, loaded)
+            b.v_mul_vv(target, target, row)
+
+
+def _register(
+    name: str,
+    reference: Callable[..., jax.Array],
+    formula: Callable[..., Value],
+    keeps_zero: bool,
+    guarded: bool = False,
+) -> None:
+    def rounded(r: Rounded, x: jax.Array, **attributes: Any) -> jax.Array:
+        return formula(Evaluated(r), x, **attributes)
+
+    def shape(config: MachineConfig, x: Tensor, **attributes: Any) -> Shape:
+        _compiled(formula, tuple(attributes.items()))
+        return x.shape
+
+    def workspace(config: MachineConfig, x: Tensor, **attributes: Any) -> Workspace:
+        behind = 0 if keeps_zero or x.shape[1] % config.mlen == 0 else constant_rows(config) + 1
+        return Workspace(rows=_compiled(formula, tuple(attributes.items())).scratch + behind)
+
+    def emit(k: Kernel, out: Rows, x: Rows, **attributes: Any) -> None:
+        emit_rows(k, _compiled(formula, tuple(attributes.items())), out, x, keeps_zero, guarded)
+
+    rounded.__doc__ = formula.__doc__
+    register(
+        Operator(
+            name=name,
+            family="elementwise",
+            reference=reference,
+            rounded=rounded,
+            shape=shape,
+            emit=emit,
+            workspace=workspace,
+            shares=("x",),
+            cost=f"rows * blocks * ({len(_compiled(formula, ()).steps) if name != 'clamp' else 2} + 2 or 3)",
+        )
+    )
+
+
+_register("exp", exp_reference, exp, keeps_zero=False)
+_register("reciprocal", reciprocal_reference, reciprocal, keeps_zero=False, guarded=True)
+_register("square", square_reference, square, keeps_zero=True)
+_register("relu", relu_reference, relu, keeps_zero=True)
+_register("sigmoid", sigmoid_reference, sigmoid, keeps_zero=False)
+_register("tanh", tanh_reference, tanh, keeps_zero=False)
+_register("silu", silu_reference, silu, keeps_zero=True)
+_register("gelu", gelu_reference, gelu, keeps_zero=True)
+_register("clamp", clamp_reference, clamp, keeps_zero=False)

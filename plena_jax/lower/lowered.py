@@ -1,0 +1,196 @@
+"""A graph made into a program, with everything that it takes to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plena_jax import hbm
+from plena_jax.config import MachineConfig
+from plena_jax.isa.instruction import SRAM_ENTRIES
+from plena_jax.lower.builder import ProgramBuilder
+from plena_jax.lower.graph import Graph
+from plena_jax.lower.kernel import Constants, Kernel
+from plena_jax.lower.memory import Plan, plan
+from plena_jax.lower.rounded import Rounded
+from plena_jax.lower.tensors import CapacityError, OperatorError, Rows, Tensor
+from plena_jax.machine import rounding
+from plena_jax.machine.run import run
+from plena_jax.machine.state import MachineState, hbm_allocation, vram_allocation
+from plena_jax.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program and its memories.
+
+    Attributes:
+        graph: what was lowered.
+        plan: where tensors are.
+        program: the instructions, a section for each node.
+        constants: matrices that kernels need in HBM, with where they are.
+        fp_constants: what FP SRAM holds at the start, by entry.
+        hbm_bytes: up to the last constant.
+    """
+
+    graph: Graph
+    plan: Plan
+    program: Program
+    constants: Constants
+    fp_constants: dict[int, float]
+
+    @property
+    def config(self) -> MachineConfig:
+        """The machine."""
+        return self.graph.config
+
+    @cached_property
+    def vram_rows(self) -> int:
+        """Rows of vector SRAM to allocate: few different numbers, so that compiled code is shared."""
+        return vram_allocation(self.config, max((a.stop for a in self.plan.vram), default=1))
+
+    def start(self, **inputs: Any) -> MachineState:
+        """The machine before the run, on the values face of HBM; can be traced.
+
+        Args:
+            inputs: float32 [rows, columns] of each input of the graph, by name.
+
+        Raises:
+            OperatorError: an input that is missing, unknown or of another shape.
+        """
+        arrays = self._checked(inputs)
+        config, cells = self.config, {}
+        for matrix, contents in self.constants.found.values():
+            cells[matrix.tensor] = _padded(jnp.asarray(contents), matrix.tensor.shape)
+        vram = jnp.zeros((self.vram_rows, config.mlen), jnp.float32)
+        for tensor in self.graph.inputs:
+            if tensor.place == "hbm":
+                where = self.plan.matrices[tensor.name].tensor
+                cells[where] = hbm.stage(_padded(arrays[tensor.name], where.shape), where.format)
+            else:
+                rows = self.plan.rows[tensor.name]
+                values = rounding.vector(arrays[tensor.name], config, None, False)
+                vram = jax.lax.dynamic_update_slice_in_dim(vram, _in_blocks(values, rows), rows.at() // rows.lanes, 0)
+        size = hbm_allocation(config, self.constants.end)
+        fp_sram = np.zeros(SRAM_ENTRIES, np.float32)
+        for entry, value in self.fp_constants.items():
+            fp_sram[entry] = value
+        state = MachineState.create(config, fp_sram=fp_sram, vram_rows=self.vram_rows, hbm_bytes=size)
+        return state.replace(vram=vram, hbm=hbm.place(config, cells, size))
+
+    def read(self, final: MachineState) -> dict[str, jax.Array]:
+        """The outputs of the graph in a final state, by name: float32 [rows, columns]."""
+        return {tensor.name: self.value(final, tensor) for tensor in self.graph.outputs}
+
+    def value(self, final: MachineState, tensor: Tensor) -> jax.Array:
+        """A tensor, or a view of one, in a final state; of one that is no output whatever is there by then."""
+        where = self.plan.located(tensor)
+        if not isinstance(where, Rows):
+            stored = hbm.read(self.config, final.hbm, where.tensor)
+            (row, column), (rows, columns) = where.start, where.shape
+            return jnp.asarray(stored)[row : row + rows, column : column + columns]
+        lanes, rows = where.lanes, where.shape[0]
+        blocks = [final.vram[where.at(i) // lanes : where.at(i) // lanes + rows] for i in range(where.blocks)]
+        return jnp.concatenate(blocks, axis=1)[:, : where.shape[1]]
+
+    def run(self, **inputs: Any) -> MachineState:
+        """The final state of the machine; can be traced and differentiated."""
+        final: MachineState = run(self.program, self.start(**inputs), self.config)
+        return final
+
+    def __call__(self, **inputs: Any) -> dict[str, jax.Array]:
+        """The outputs of the graph, by name; can be traced and differentiated."""
+        return self.read(self.run(**inputs))
+
+    def rounded(self, **inputs: Any) -> dict[str, jax.Array]:
+        """The outputs with every rounding of the machine, in its order, from the operators' references."""
+        r = Rounded(self.config)
+        values: dict[Tensor, jax.Array] = {}
+        for tensor in self.graph.inputs:
+            x = jnp.asarray(self._checked(inputs)[tensor.name])
+            if tensor.place == "hbm":
+                assert tensor.role is not None
+                values[tensor] = r.staged(x, tensor.role)
+            else:
+                values[tensor] = r.vector(x)
+        return self._evaluated(values, lambda node, *arrays: node.operator.rounded(r, *arrays, **node.attributes))
+
+    def exact(self, **inputs: Any) -> dict[str, jax.Array]:
+        """The outputs in float32, from the operators' own formulas."""
+        values = {tensor: self._checked(inputs)[tensor.name] for tensor in self.graph.inputs}
+        return self._evaluated(values, lambda node, *arrays: node.operator.reference(*arrays, **node.attributes))
+
+    def _evaluated(self, values: dict[Tensor, jax.Array], evaluate: Any) -> dict[str, jax.Array]:
+        for node in self.graph.nodes:
+            arrays = [None if tensor is None else _viewed(values, tensor) for tensor in node.inputs]
+            values[node.output] = evaluate(node, *arrays)
+        return {tensor.name: _viewed(values, tensor) for tensor in self.graph.outputs}
+
+    def _checked(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+        names = [tensor.name for tensor in self.graph.inputs]
+        if sorted(inputs) != sorted(names):
+            raise OperatorError(f"inputs {', '.join(sorted(inputs)) or 'none'}; expected {', '.join(names) or 'none'}")
+        for tensor in self.graph.inputs:
+            if jnp.shape(inputs[tensor.name]) != tensor.shape:
+                raise OperatorError(
+                    f"input {tensor.name}: expected {tensor.shape}, got {jnp.shape(inputs[tensor.name])}"
+                )
+        return {name: jnp.asarray(inputs[name], jnp.float32) for name in names}
+
+
+def lower(graph: Graph) -> Lowered:
+    """Plan the memories of a graph and emit its program.
+
+    Raises:
+        CapacityError: it does not fit the machine.
+        BuildError, OperatorError: a kernel cannot be emitted.
+    """
+    if not graph.nodes:
+        raise OperatorError("a graph without operators; expected at least one")
+    where = plan(graph)
+    b = ProgramBuilder(graph.config, "<graph>")
+    constants = Constants(graph.config, where.hbm_bytes)
+    for node in graph.nodes:
+        first, entry = where.workspace[node.name]
+        kernel = Kernel(b, constants, first * graph.config.mlen, entry)
+        located = [None if tensor is None else where.located(tensor) for tensor in node.inputs]
+        with b.section(node.name), b.scope():
+            node.operator.emit(kernel, where.located(node.output), *located, **node.attributes)
+    _check_fp_sram(b, where)
+    if constants.end > graph.config.hbm_size:
+        raise CapacityError(f"HBM: constants end at byte {constants.end:,}; there are {graph.config.hbm_size:,}")
+    return Lowered(graph, where, b.program(), constants, b.constants)
+
+
+def _check_fp_sram(b: ProgramBuilder, where: Plan) -> None:
+    lowest = min(where.fp_sram, key=lambda a: a.start, default=None)
+    if lowest is not None and lowest.start < len(b.constants):
+        raise CapacityError(
+            f"FP SRAM: {lowest.name} needs {lowest.size} entries beside {len(b.constants)} constants; there are "
+            f"{SRAM_ENTRIES}"
+        )
+
+
+def _viewed(values: dict[Tensor, jax.Array], tensor: Tensor) -> jax.Array:
+    (row, column), (rows, columns) = tensor.start, tensor.shape
+    return values[tensor.root][row : row + rows, column : column + columns]
+
+
+def _padded(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return jnp.pad(x, [(0, size - there) for size, there in zip(shape, x.shape, strict=True)])
+
+
+def _in_blocks(x: jax.Array, where: Rows) -> jax.Array:
+    """[rows, columns] as VRAM rows, zeros behind rows and columns."""
+    rows, lanes = where.pitch // where.lanes, where.lanes
+    padded = _padded(x, (rows, where.blocks * lanes))
+    return padded.reshape(rows, where.blocks, lanes).transpose(1, 0, 2).reshape(-1, lanes)
+
+
+__all__ = ["Lowered", "lower"]

@@ -1,0 +1,223 @@
+"""Planning: which tensor is where, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plena_jax.config import MachineConfig
+from plena_jax.isa.instruction import SRAM_ENTRIES
+from plena_jax.lower.graph import Graph, Node
+from plena_jax.lower.operators import Workspace
+from plena_jax.lower.tensors import CapacityError, Matrix, Rows, Tensor, place_matrix, round_up, row_unit, vram_rows
+from plena_jax.machine.transfer import BLOCK
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A range of a memory for a time.
+
+    Attributes:
+        name: of a tensor, or of the node whose workspace it is.
+        start, size: in VRAM rows, HBM bytes, or FP SRAM entries.
+        first, last: numbers of the nodes from which and to which it is in use; -1 is before the first.
+    """
+
+    name: str
+    start: int
+    size: int
+    first: int
+    last: int
+
+    @property
+    def stop(self) -> int:
+        """One past its end."""
+        return self.start + self.size
+
+
+class Pool:
+    """A memory in which ranges come and go. The lowest gap that fits best is taken."""
+
+    def __init__(self, what: str, size: int, unit: str) -> None:
+        self.what, self.size, self.unit = what, size, unit
+        self.live: dict[str, tuple[int, int]] = {}
+
+    def take(self, name: str, size: int) -> int:
+        """The start of a free range.
+
+        Raises:
+            CapacityError: no gap is large enough; names what is live.
+        """
+        best = None
+        start = 0
+        for first, stop in [*sorted(self.live.values()), (self.size, self.size)]:
+            gap = first - start
+            if gap >= size and (best is None or gap < best[0]):
+                best = gap, start
+            start = max(start, stop)
+        if best is None:
+            live = ", ".join(f"{n} ({b - a:,})" for n, (a, b) in sorted(self.live.items(), key=lambda i: i[1]))
+            free = self.size - sum(b - a for a, b in self.live.values())
+            raise CapacityError(
+                f"{self.what}: {name} needs {size:,} {self.unit}; {free:,} of {self.size:,} are free"
+                + (f", live are {live}" if live else "")
+            )
+        self.live[name] = best[1], best[1] + size
+        return best[1]
+
+    def give(self, name: str) -> None:
+        """The range of ``name`` is free again."""
+        del self.live[name]
+
+    def rename(self, old: str, new: str) -> int:
+        """``new`` takes the range of ``old``."""
+        self.live[new] = self.live.pop(old)
+        return self.live[new][0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything is.
+
+    Attributes:
+        config: the machine.
+        vram, hbm, fp_sram: what is where, when.
+        rows: of tensors in VRAM, by name.
+        matrices: of tensors in HBM, by name.
+        workspace: first VRAM row and first FP SRAM entry of each node's workspace, by node.
+        hbm_bytes: up to the last tensor.
+    """
+
+    config: MachineConfig
+    vram: tuple[Allocation, ...]
+    hbm: tuple[Allocation, ...]
+    fp_sram: tuple[Allocation, ...]
+    rows: dict[str, Rows]
+    matrices: dict[str, Matrix]
+    workspace: dict[str, tuple[int, int]]
+    hbm_bytes: int
+
+    def located(self, tensor: Tensor) -> Rows | Matrix:
+        """Where a tensor, or a view of one, is."""
+        row, column = tensor.start
+        if tensor.place == "hbm":
+            matrix = self.matrices[tensor.root.name]
+            return Matrix(tensor.shape, matrix.tensor, matrix.role, tensor.start)
+        base = self.rows[tensor.root.name]
+        return Rows(tensor.name, base.at(column // base.lanes, row), tensor.shape, base.lanes, base.pitch)
+
+
+def last_uses(graph: Graph) -> dict[Tensor, int]:
+    """The number of the last node that needs a tensor; of outputs one past the last node."""
+    last = {tensor: -1 for tensor in graph.inputs}
+    for number, node in enumerate(graph.nodes):
+        last[node.output] = number
+        for tensor in node.inputs:
+            if tensor is not None:
+                last[tensor.root] = number
+    return last | {tensor.root: len(graph.nodes) for tensor in graph.outputs}
+
+
+def plan(graph: Graph) -> Plan:
+    """Plan the memories of a graph.
+
+    Raises:
+        CapacityError: tensors that are needed at once do not fit.
+        OperatorError: a format that cannot be transferred.
+    """
+    return _Planner(graph).run()
+
+
+class _Planner:
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.config = graph, graph.config
+        self.last = last_uses(graph)
+        self.pool = Pool("VRAM", self.config.vector_sram_size, "rows")
+        self.found: list[Allocation] = []
+        self.fp: list[Allocation] = []
+        self.rows: dict[str, Rows] = {}
+        self.workspace: dict[str, tuple[int, int]] = {}
+
+    def run(self) -> Plan:
+        """All allocations."""
+        matrices, hbm, size = self._hbm()
+        for tensor in self.graph.inputs:
+            if tensor.place == "vram":
+                self._take(tensor, -1)
+        for number, node in enumerate(self.graph.nodes):
+            self._node(number, node)
+        return Plan(
+            self.config,
+            tuple(self.found),
+            hbm,
+            tuple(self.fp),
+            self.rows,
+            matrices,
+            self.workspace,
+            size,
+        )
+
+    def _hbm(self) -> tuple[dict[str, Matrix], tuple[Allocation, ...], int]:
+        matrices, found, address = {}, [], 0
+        for tensor in self.graph.inputs:
+            if tensor.place != "hbm":
+                continue
+            matrix = place_matrix(self.config, tensor, address)
+            matrices[tensor.name] = matrix
+            end = matrix.tensor.end
+            found.append(Allocation(tensor.name, address, end - address, -1, len(self.graph.nodes)))
+            address = round_up(end, BLOCK)
+            if address > self.config.hbm_size:
+                raise CapacityError(
+                    f"HBM: {tensor.name} needs {end - found[-1].start:,} bytes from {found[-1].start:,} on; "
+                    f"there are {self.config.hbm_size:,}"
+                )
+        return matrices, tuple(found), address
+
+    def _node(self, number: int, node: Node) -> None:
+        tensors = node.inputs
+        needed: Workspace = node.operator.workspace(self.config, *tensors, **node.attributes)
+        donor = self._donor(number, node)
+        if donor is None:
+            self._take(node.output, number)
+        else:
+            start = self.pool.rename(donor.name, node.output.name)
+            self._locate(node.output, start, number)
+        first = fp = 0
+        if needed.rows:
+            first = self.pool.take(f"workspace of {node.name}", needed.rows)
+            self.found.append(Allocation(f"workspace of {node.name}", first, needed.rows, number, number))
+        if needed.fp:
+            # From the end: constants come from the beginning.
+            fp = SRAM_ENTRIES - needed.fp
+            if fp < 0:
+                raise CapacityError(f"FP SRAM: {node.name} needs {needed.fp:,} entries; there are {SRAM_ENTRIES:,}")
+            self.fp.append(Allocation(f"workspace of {node.name}", fp, needed.fp, number, number))
+        self.workspace[node.name] = first, fp
+        if needed.rows:
+            self.pool.give(f"workspace of {node.name}")
+        for tensor in {tensor.root for tensor in tensors if tensor is not None} | {node.output}:
+            if self.last[tensor] <= number and tensor.name in self.pool.live:
+                self.pool.give(tensor.name)
+
+    def _donor(self, number: int, node: Node) -> Tensor | None:
+        """An input whose memory the output may take."""
+        for name, tensor in zip(node.operator.tensors, node.inputs, strict=True):
+            if name not in node.operator.shares or tensor is None or tensor.base is not None:
+                continue
+            if tensor.shape == node.output.shape and self.last[tensor] == number and tensor in self._owners:
+                return tensor
+        return None
+
+    @property
+    def _owners(self) -> list[Tensor]:
+        return [t for t in self.last if t.name in self.pool.live]
+
+    def _take(self, tensor: Tensor, number: int) -> None:
+        self._locate(tensor, self.pool.take(tensor.name, vram_rows(self.config, tensor.shape)), number)
+
+    def _locate(self, tensor: Tensor, start: int, number: int) -> None:
+        lanes = self.config.mlen
+        pitch = round_up(tensor.shape[0], row_unit(self.config)) * lanes
+        self.rows[tensor.name] = Rows(tensor.name, start * lanes, tensor.shape, lanes, pitch)
+        size = vram_rows(self.config, tensor.shape)
+        self.found.append(Allocation(tensor.name, start, size, number, self.last[tensor]))

@@ -1,0 +1,146 @@
+"""The operator registry: one declaration each, from which graphs, references, kernels and documentation follow."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from plena_jax.config import MachineConfig
+from plena_jax.lower.tensors import OperatorError, Place, Shape, Tensor
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a kernel needs beside its operands.
+
+    Attributes:
+        rows: of vector SRAM, in a row.
+        fp: entries of FP SRAM, in a row.
+    """
+
+    rows: int = 0
+    fp: int = 0
+
+
+def _nothing(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) -> Workspace:
+    return Workspace()
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator.
+
+    All functions take the tensors by position, those left out as None, and the attributes by keyword.
+
+    Attributes:
+        name: in graphs and in ``plena_jax.ops``.
+        family: the kernel file.
+        reference: float32 arrays in and out: the model's own formula. Its signature is the operator's; its docstring
+            documents it.
+        rounded: the same with the machine's roundings in its order; a :class:`~plena_jax.lower.rounded.Rounded` first.
+        shape: the configuration first, then :class:`Tensor`; the shape of the result. Raises OperatorError.
+        emit: a :class:`~plena_jax.lower.kernel.Kernel` and the result's :class:`Rows` first.
+        workspace: the configuration first, then :class:`Tensor`.
+        places: where each tensor may be, by parameter; vector SRAM if it is not named here.
+        matrix: parameters that the matrix unit fetches; all others in HBM are fetched by the vector unit.
+        shares: parameters whose memory the result may take, if nobody needs them any more.
+        cost: instructions as a formula of the shape, in words.
+    """
+
+    name: str
+    family: str
+    reference: Callable[..., Any]
+    rounded: Callable[..., Any]
+    shape: Callable[..., Shape]
+    emit: Callable[..., None]
+    workspace: Callable[..., Workspace] = _nothing
+    places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+    matrix: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+    cost: str = ""
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        """Tensors by position, attributes by keyword."""
+        return inspect.signature(self.reference)
+
+    @property
+    def doc(self) -> str:
+        """What it computes."""
+        return inspect.getdoc(self.reference) or ""
+
+    @property
+    def tensors(self) -> list[str]:
+        """Names of the tensor parameters."""
+        return [n for n, p in self.signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    def bind(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[list[Tensor | None], dict[str, Any]]:
+        """Tensors in order, and all attributes.
+
+        Raises:
+            OperatorError: arguments that the signature does not take, no tensors, or tensors in a wrong place.
+        """
+        try:
+            bound = self.signature.bind(*arguments, **keywords)
+        except TypeError as error:
+            raise OperatorError(f"{self.name}: {error}; its signature is {self.name}{self.signature}") from None
+        bound.apply_defaults()
+        tensors: list[Tensor | None] = []
+        for name in self.tensors:
+            value = bound.arguments.pop(name)
+            if value is None and self.signature.parameters[name].default is None:
+                tensors.append(None)
+                continue
+            if not isinstance(value, Tensor):
+                raise OperatorError(f"{self.name}: {name} is {value!r}; expected a tensor of the graph")
+            allowed = self.places.get(name, ("vram",))
+            if value.place not in allowed:
+                raise OperatorError(
+                    f"{self.name}: {name} ({value.name}) is in {value.place}; expected {' or '.join(allowed)}"
+                )
+            roles = ("weights", "kv") if name in self.matrix else ("activations", "kv")
+            if value.role is not None and value.role not in roles:
+                unit = "matrix" if name in self.matrix else "vector"
+                raise OperatorError(
+                    f"{self.name}: {name} ({value.name}) has role {value.role}; the {unit} unit fetches it: expected "
+                    f"{' or '.join(roles)}"
+                )
+            tensors.append(value)
+        return tensors, dict(bound.arguments)
+
+
+#: All operators by name.
+OPERATORS: dict[str, Operator] = {}
+
+
+def register(operator: Operator) -> Operator:
+    """Add an operator; each name once."""
+    assert operator.name not in OPERATORS, operator.name
+    OPERATORS[operator.name] = operator
+    return operator
+
+
+def expect(operator: str, argument: str, expected: object, got: object) -> None:
+    """Check one property of an argument.
+
+    Raises:
+        OperatorError: the two differ.
+    """
+    if expected != got:
+        raise OperatorError(f"{operator}: {argument}: expected {expected}, got {got}")
+
+
+def find(name: str) -> Operator:
+    """The operator of a name.
+
+    Raises:
+        OperatorError: there is none.
+    """
+    from plena_jax.lower import kernels  # noqa: F401, all operators are registered on import
+
+    if name not in OPERATORS:
+        raise OperatorError(f"no operator {name!r}; there are {', '.join(sorted(OPERATORS))}")
+    return OPERATORS[name]
