@@ -130,7 +130,9 @@ def machines(shape: tuple[int, int, int], count: int) -> dict[str, float]:
     config = pj.MachineConfig()
     job = random_projection(*shape, config)
     start = pj.MachineState.from_images(config, job.images)
-    contents = np.random.default_rng(0).permuted(np.tile(np.asarray(start.hbm), (count, 1)), axis=1)
+    contents = np.tile(np.asarray(start.hbm), (count, 1))
+    elements = job.tensors[0].element_bytes.reshape(-1)
+    contents[:, elements] = np.random.default_rng(0).permuted(contents[:, elements], axis=1)
     states = start.replace(hbm=jax.device_put(contents))
     sample = [start.replace(hbm=states.hbm[i]) for i in range(0, count, max(count // SAMPLE, 1))]
     batch = lambda: pj.run_batch(job.program, states, config)

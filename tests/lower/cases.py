@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 import plena_jax as pj
-
 from plena_jax.lower import Graph, Lowered, lower
 
 FLOAT32 = pj.formats.named("float32")
