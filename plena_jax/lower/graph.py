@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -55,6 +56,7 @@ class Graph:
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self._names: set[str] = set()
+        self._scopes: list[str] = []
 
     def input(self, name: str, shape: Shape, place: Place = "vram", role: Role | None = None) -> Tensor:
         """A tensor that is there before the program starts.
@@ -101,11 +103,24 @@ class Graph:
         for tensor in tensors:
             if tensor is not None:
                 self._own(name, tensor)
+        if operator.expand is not None:
+            with self.scope(name):
+                return operator.expand(self, *tensors, **attributes)
         shape = operator.shape(self.config, *tensors, **attributes)
-        unique = self._unique(name)
-        node = Node(unique, operator, tuple(tensors), attributes, Tensor(unique, shape))
+        place, role = operator.result(self.config, *tensors, **attributes)
+        unique = self._unique("/".join([*self._scopes, name]))
+        node = Node(unique, operator, tuple(tensors), attributes, Tensor(unique, shape, place, role))
         self.nodes.append(node)
         return node.output
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Names made inside begin with ``name`` and a slash."""
+        self._scopes.append(name)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
 
     def __getattr__(self, name: str) -> Callable[..., Tensor]:
         if name.startswith("_"):

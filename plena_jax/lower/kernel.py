@@ -154,6 +154,48 @@ class Kernel:
             with b.loop(out.blocks, *ends), b.loop(turns, (row, step * lanes), (offset, step * matrix.stride)):
                 b.h_prefetch_v(row, offset, base, 1, matrix.precision)
 
+    def store(self, x: Rows, matrix: Matrix, row: int) -> None:
+        """Rows of vector SRAM to HBM, from row ``row`` of the matrix on.
+
+        A last group of fewer rows than a transfer moves goes through the workspace (as many rows), zeros behind it.
+        """
+        step, lanes = self.config.hbm_v_writeback_amount, self.config.mlen
+        whole, rest = divmod(x.shape[0], step)
+        across = lanes * matrix.bits // 8
+        with self.opened(matrix) as base:
+            if whole:
+                b = self.b
+                with b.scope():
+                    source, offset = b.gp(x.address, x.name), b.gp(matrix.offset(row, 0), matrix.name)
+                    ends = [(source, x.pitch - whole * step * lanes), (offset, across - whole * step * matrix.stride)]
+                    steps = [(source, step * lanes), (offset, step * matrix.stride)]
+                    with b.loop(x.blocks, *ends), b.loop(whole, *steps):
+                        b.h_store_v(source, offset, base, 1, matrix.precision)
+            if rest:
+                self._store_rest(x, matrix, base, whole * step, row + whole * step)
+
+    def _store_rest(self, x: Rows, matrix: Matrix, base: Ar, first: int, row: int) -> None:
+        """The last rows, from row ``first`` of x and ``row`` of the matrix on."""
+        b, lanes, step = self.b, self.config.mlen, self.config.hbm_v_writeback_amount
+        with b.scope():
+            one, far = b.fp(1.0), b.gp(lanes, "lanes")
+            source, group, target = b.gp(x.at(0, first), x.name), b.gp(self.scratch, "last rows"), b.gp(purpose="row")
+            offset = b.gp(matrix.offset(row, 0), matrix.name)
+            count = x.shape[0] - first
+            b.add(target, group, count * lanes)
+            with b.loop(step - count, (target, lanes)):
+                # Nothing but zeros is left after so far a shift.
+                b.v_shft_v(target, group, far)
+            with b.loop(x.blocks, (source, x.pitch), (offset, lanes * matrix.bits // 8)):
+                for i in range(count):
+                    b.add(target, group, i * lanes)
+                    if i:
+                        b.add(source, source, lanes)
+                    b.v_mul_vf(target, source, one)
+                if count > 1:
+                    b.add(source, source, -(count - 1) * lanes)
+                b.h_store_v(group, offset, base, 1, matrix.precision)
+
     def fetch_constant(self, contents: np.ndarray, first: int = 0) -> Rows:
         """Constants [rows, columns] to the workspace, ``first`` rows behind its start (:func:`constant_rows`)."""
         rows, columns = contents.shape

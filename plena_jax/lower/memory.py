@@ -8,7 +8,17 @@ from plena_jax.config import MachineConfig
 from plena_jax.isa.instruction import SRAM_ENTRIES
 from plena_jax.lower.graph import Graph, Node
 from plena_jax.lower.operators import Workspace
-from plena_jax.lower.tensors import CapacityError, Matrix, Rows, Tensor, place_matrix, round_up, row_unit, vram_rows
+from plena_jax.lower.tensors import (
+    CapacityError,
+    Matrix,
+    OperatorError,
+    Rows,
+    Tensor,
+    place_matrix,
+    round_up,
+    row_unit,
+    vram_rows,
+)
 from plena_jax.machine.transfer import BLOCK
 
 
@@ -133,45 +143,42 @@ class _Planner:
         self.last = last_uses(graph)
         self.pool = Pool("VRAM", self.config.vector_sram_size, "rows")
         self.found: list[Allocation] = []
+        self.hbm: list[Allocation] = []
+        self.matrices: dict[str, Matrix] = {}
+        self.address = 0
         self.fp: list[Allocation] = []
         self.rows: dict[str, Rows] = {}
         self.workspace: dict[str, tuple[int, int]] = {}
 
     def run(self) -> Plan:
         """All allocations."""
-        matrices, hbm, size = self._hbm()
         for tensor in self.graph.inputs:
-            if tensor.place == "vram":
-                self._take(tensor, -1)
+            self._take(tensor, -1)
         for number, node in enumerate(self.graph.nodes):
             self._node(number, node)
         return Plan(
             self.config,
             tuple(self.found),
-            hbm,
+            tuple(self.hbm),
             tuple(self.fp),
             self.rows,
-            matrices,
+            self.matrices,
             self.workspace,
-            size,
+            self.address,
         )
 
-    def _hbm(self) -> tuple[dict[str, Matrix], tuple[Allocation, ...], int]:
-        matrices, found, address = {}, [], 0
-        for tensor in self.graph.inputs:
-            if tensor.place != "hbm":
-                continue
-            matrix = place_matrix(self.config, tensor, address)
-            matrices[tensor.name] = matrix
-            end = matrix.tensor.end
-            found.append(Allocation(tensor.name, address, end - address, -1, len(self.graph.nodes)))
-            address = round_up(end, BLOCK)
-            if address > self.config.hbm_size:
-                raise CapacityError(
-                    f"HBM: {tensor.name} needs {end - found[-1].start:,} bytes from {found[-1].start:,} on; "
-                    f"there are {self.config.hbm_size:,}"
-                )
-        return matrices, tuple(found), address
+    def _take_hbm(self, tensor: Tensor, number: int) -> None:
+        """HBM is not used again: what is there at the end can be looked at."""
+        matrix = place_matrix(self.config, tensor, self.address)
+        end = matrix.tensor.end
+        if round_up(end, BLOCK) > self.config.hbm_size:
+            raise CapacityError(
+                f"HBM: {tensor.name} needs {end - self.address:,} bytes from {self.address:,} on; "
+                f"there are {self.config.hbm_size:,}"
+            )
+        self.matrices[tensor.name] = matrix
+        self.hbm.append(Allocation(tensor.name, self.address, end - self.address, number, len(self.graph.nodes)))
+        self.address = round_up(end, BLOCK)
 
     def _node(self, number: int, node: Node) -> None:
         tensors = node.inputs
@@ -179,6 +186,8 @@ class _Planner:
         donor = self._donor(number, node)
         if donor is None:
             self._take(node.output, number)
+        elif donor.place == "hbm":
+            self.matrices[node.output.name] = self.matrices[donor.name]
         else:
             start = self.pool.rename(donor.name, node.output.name)
             self._locate(node.output, start, number)
@@ -204,15 +213,19 @@ class _Planner:
         for name, tensor in zip(node.operator.tensors, node.inputs, strict=True):
             if name not in node.operator.shares or tensor is None or tensor.base is not None:
                 continue
-            if tensor.shape == node.output.shape and self.last[tensor] == number and tensor in self._owners:
+            same = tensor.shape == node.output.shape and tensor.place == node.output.place
+            if same and self.last[tensor] == number:
                 return tensor
+            if same and tensor.place == "hbm":
+                raise OperatorError(
+                    f"{node.name}: {name} ({tensor.name}) is changed in place, but it is needed later, or an output"
+                )
         return None
 
-    @property
-    def _owners(self) -> list[Tensor]:
-        return [t for t in self.last if t.name in self.pool.live]
-
     def _take(self, tensor: Tensor, number: int) -> None:
+        if tensor.place == "hbm":
+            self._take_hbm(tensor, number)
+            return
         self._locate(tensor, self.pool.take(tensor.name, vram_rows(self.config, tensor.shape)), number)
 
     def _locate(self, tensor: Tensor, start: int, number: int) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from plena_jax.config import MachineConfig
-from plena_jax.lower.tensors import OperatorError, Place, Shape, Tensor
+from plena_jax.lower.tensors import OperatorError, Place, Role, Shape, Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,14 @@ def _nothing(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) 
     return Workspace()
 
 
+def _in_vram(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) -> tuple[Place, Role | None]:
+    return "vram", None
+
+
+def _missing(*arguments: Any, **keywords: Any) -> Any:
+    raise NotImplementedError("an operator that is made of others has no kernel of its own")
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator.
@@ -42,8 +50,10 @@ class Operator:
             documents it.
         rounded: the same with the machine's roundings in its order; a :class:`~plena_jax.lower.rounded.Rounded` first.
         shape: the configuration first, then :class:`Tensor`; the shape of the result. Raises OperatorError.
-        emit: a :class:`~plena_jax.lower.kernel.Kernel` and the result's :class:`Rows` first.
+        emit: a :class:`~plena_jax.lower.kernel.Kernel` and where the result is first.
+        expand: of an operator that is made of others, instead of the three above: a graph first; the result.
         workspace: the configuration first, then :class:`Tensor`.
+        result: place and role of the result, from the same arguments as ``shape``; vector SRAM.
         places: where each tensor may be, by parameter; vector SRAM if it is not named here.
         matrix: parameters that the matrix unit fetches; all others in HBM are fetched by the vector unit.
         shares: parameters whose memory the result may take, if nobody needs them any more.
@@ -53,10 +63,12 @@ class Operator:
     name: str
     family: str
     reference: Callable[..., Any]
-    rounded: Callable[..., Any]
-    shape: Callable[..., Shape]
-    emit: Callable[..., None]
+    rounded: Callable[..., Any] = _missing
+    shape: Callable[..., Shape] = _missing
+    emit: Callable[..., None] = _missing
+    expand: Callable[..., Tensor] | None = None
     workspace: Callable[..., Workspace] = _nothing
+    result: Callable[..., tuple[Place, Role | None]] = _in_vram
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     matrix: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()

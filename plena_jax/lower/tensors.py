@@ -191,9 +191,10 @@ def format_of(config: MachineConfig, role: Role, matrix_unit: bool) -> Precision
     return formats.hbm_m_weight_type if role == "weights" else formats.hbm_v_act_type
 
 
-def stored_shape(config: MachineConfig, shape: Shape) -> Shape:
-    """Rows and columns that a matrix takes in HBM: whole tiles, and whole transfers."""
-    rows = round_up(shape[0], math.lcm(config.mlen, row_unit(config)))
+def stored_shape(config: MachineConfig, shape: Shape, role: Role) -> Shape:
+    """Rows and columns that a matrix takes in HBM: whole tiles, and whole transfers, of a cache from any row on."""
+    more = config.hbm_v_writeback_amount - 1 if role == "kv" else 0
+    rows = round_up(shape[0] + more, math.lcm(config.mlen, row_unit(config)))
     return rows, round_up(shape[1], config.mlen)
 
 
@@ -213,7 +214,7 @@ def place_matrix(config: MachineConfig, tensor: Tensor, address: int) -> Matrix:
             f"{tensor.name}: rows of {transfer.scale_bytes} scale bytes (MLEN {config.mlen}, {fmt}); the machine "
             f"fetches one line of {BLOCK} bytes a row: allowed are divisors of it"
         )
-    where = hbm.Tensor(tensor.name, stored_shape(config, tensor.shape), address, transfer.fmt)
+    where = hbm.Tensor(tensor.name, stored_shape(config, tensor.shape, tensor.role), address, transfer.fmt)
     if where.shape[0] * where.shape[1] // max(transfer.ratio, 1) > 1 << 24:
         raise OperatorError(f"{tensor.name}: scales are too far apart for float32, in which the machine computes where")
     return Matrix(tensor.shape, where, tensor.role)

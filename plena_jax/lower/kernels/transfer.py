@@ -6,9 +6,11 @@ import jax
 
 from plena_jax.config import MachineConfig
 from plena_jax.lower.kernel import Kernel
-from plena_jax.lower.operators import Operator, register
+from plena_jax.lower.operators import Operator, Workspace, expect, register
 from plena_jax.lower.rounded import Rounded
-from plena_jax.lower.tensors import Matrix, Rows, Shape, Tensor
+from plena_jax.lower.tensors import Matrix, OperatorError, Place, Role, Rows, Shape, Tensor
+
+# -- load -------------------------------------------------------------------------------------------------------------
 
 
 def load_reference(x: jax.Array) -> jax.Array:
@@ -31,6 +33,87 @@ def load_emit(k: Kernel, out: Rows, x: Matrix) -> None:
     k.fetch(x, out)
 
 
+# -- store ------------------------------------------------------------------------------------------------------------
+
+
+def store_reference(x: jax.Array, *, role: Role = "activations") -> jax.Array:
+    """A matrix from vector SRAM to HBM, in the format of its role ("activations" or "kv")."""
+    return x
+
+
+def store_rounded(r: Rounded, x: jax.Array, *, role: Role = "activations") -> jax.Array:
+    """Rounded to the format in HBM."""
+    return r.staged(x, role)
+
+
+def store_shape(config: MachineConfig, x: Tensor, *, role: Role) -> Shape:
+    """That of x."""
+    if role not in ("activations", "kv"):
+        raise OperatorError(f"store: role: expected activations or kv, got {role!r}")
+    return x.shape
+
+
+def store_result(config: MachineConfig, x: Tensor, *, role: Role) -> tuple[Place, Role | None]:
+    """HBM."""
+    return "hbm", role
+
+
+def store_workspace(config: MachineConfig, x: Tensor, *, role: Role) -> Workspace:
+    """A group of rows, if the last one is not full."""
+    step = config.hbm_v_writeback_amount
+    return Workspace(rows=step if x.shape[0] % step else 0)
+
+
+def store_emit(k: Kernel, out: Matrix, x: Rows, *, role: Role) -> None:
+    """H_STORE_V for each group of HBM_V_Writeback_Amount rows of each block; the last with zeros behind the last row.
+
+    Workspace: that last group.
+    """
+    k.store(x, out, 0)
+
+
+# -- update -----------------------------------------------------------------------------------------------------------
+
+
+def update_reference(cache: jax.Array, x: jax.Array, *, row: int) -> jax.Array:
+    """The cache with rows from ``row`` on replaced by x. Rows behind, up to the next whole transfer, become zero."""
+    return cache.at[row : row + x.shape[0]].set(x).at[row + x.shape[0] :].set(0)
+
+
+def update_rounded(r: Rounded, cache: jax.Array, x: jax.Array, *, row: int) -> jax.Array:
+    """Rounded to the format in HBM."""
+    return update_reference(cache, r.staged(x, "kv"), row=row)
+
+
+def update_shape(config: MachineConfig, cache: Tensor, x: Tensor, *, row: int) -> Shape:
+    """That of the cache, whose rows are not written in pieces: row is the first that is not in use."""
+    expect("update", "role of cache", "kv", cache.role)
+    expect("update", "columns of x", cache.shape[1], x.shape[1])
+    if not 0 <= row <= cache.shape[0] - x.shape[0]:
+        raise OperatorError(
+            f"update: row: expected 0 to {cache.shape[0] - x.shape[0]}, so that {x.shape[0]} rows fit, got {row}"
+        )
+    return cache.shape
+
+
+def update_result(config: MachineConfig, cache: Tensor, x: Tensor, *, row: int) -> tuple[Place, Role | None]:
+    """Where the cache is."""
+    return "hbm", "kv"
+
+
+def update_workspace(config: MachineConfig, cache: Tensor, x: Tensor, *, row: int) -> Workspace:
+    """A group of rows, if the last one is not full."""
+    return store_workspace(config, x, role="kv")
+
+
+def update_emit(k: Kernel, out: Matrix, cache: Matrix, x: Rows, *, row: int) -> None:
+    """Like store, in place.
+
+    Workspace: the last group.
+    """
+    k.store(x, out, row)
+
+
 register(
     Operator(
         name="load",
@@ -41,5 +124,33 @@ register(
         emit=load_emit,
         places={"x": ("hbm",)},
         cost="4 for each HBM_V_Prefetch_Amount rows of each block",
+    )
+)
+register(
+    Operator(
+        name="store",
+        family="transfer",
+        reference=store_reference,
+        rounded=store_rounded,
+        shape=store_shape,
+        emit=store_emit,
+        workspace=store_workspace,
+        result=store_result,
+        cost="4 for each HBM_V_Writeback_Amount rows of each block",
+    )
+)
+register(
+    Operator(
+        name="update",
+        family="transfer",
+        reference=update_reference,
+        rounded=update_rounded,
+        shape=update_shape,
+        emit=update_emit,
+        workspace=update_workspace,
+        result=update_result,
+        places={"cache": ("hbm",)},
+        shares=("cache",),
+        cost="4 for each HBM_V_Writeback_Amount rows of each block of x",
     )
 )

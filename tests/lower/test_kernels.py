@@ -1,0 +1,290 @@
+"""Every operator on the machine against its references; every check fails on results that are wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import plena_jax as pj
+from plena_jax.lower import OPERATORS, Graph, OperatorError, lower
+from plena_jax.lower.operators import find
+
+from .cases import Case, cosine, machine, only, relative_l2, same_bits
+
+find("linear")
+
+#: Rows x columns: whole tiles, ragged, tiny, wide.
+SHAPES = [(4, 16), (5, 23), (1, 1), (1, 40), (7, 16), (3, 130)]
+UNARY = ["exp", "reciprocal", "square", "relu", "sigmoid", "tanh", "silu", "gelu"]
+VECTOR = {"weight": "activations"}
+
+CASES = [
+    *[Case(name, {"x": shape}) for name in UNARY for shape in ((5, 23), (4, 16))],
+    *[Case("gelu", {"x": (5, 23)}, {"approximate": form}) for form in ("tanh", "sigmoid")],
+    *[Case("gelu", {"x": shape}, spread=4.0) for shape in SHAPES],
+    *[Case("reciprocal", {"x": shape}, shift=-3.0) for shape in SHAPES],
+    *[Case("clamp", {"x": (5, 23)}, limits) for limits in ({"low": -0.5}, {"high": 0.25}, {"low": 0.5, "high": 1.0})],
+    *[Case("softmax", {"x": shape}, {"scale": scale}, spread=3.0) for shape in SHAPES for scale in (1.0, 0.125)],
+    Case("softmax", {"x": (6, 300)}, spread=10.0, shift=-500.0),
+    *[Case("rms_norm", {"x": shape}) for shape in SHAPES],
+    *[Case("rms_norm", {"x": shape, "weight": (1, shape[1])}, {"eps": 1e-5}, hbm=VECTOR) for shape in SHAPES],
+    Case("rms_norm", {"x": (5, 23), "weight": (1, 23)}),
+    *[Case("layer_norm", {"x": shape}) for shape in SHAPES if shape[1] > 1],
+    Case("layer_norm", {"x": (5, 40), "weight": (1, 40), "bias": (1, 40)}, hbm={**VECTOR, "bias": "activations"}),
+    Case("layer_norm", {"x": (5, 40), "weight": (1, 40), "bias": (1, 40)}),
+    Case("layer_norm", {"x": (8, 32)}, shift=30.0),
+    *[
+        Case(name, {"x": x, "y": y}, shift=2.0 if name == "div" else 0.0)
+        for name in ("add", "sub", "mul", "div", "maximum", "minimum")
+        for x, y in (
+            ((5, 23), (5, 23)),
+            ((4, 32), (1, 32)),
+            ((1, 23), (5, 23)),
+            ((5, 23), (5, 1)),
+            ((5, 1), (5, 40)),
+            ((5, 40), (1, 1)),
+            ((5, 1), (1, 23)),
+            ((1, 16), (1, 16)),
+        )
+    ],
+    *[
+        Case("linear", {"x": (rows, k), "w": (k, n)}, hbm={"w": "weights"})
+        for rows, k, n in ((4, 16, 16), (5, 23, 40), (1, 1, 1), (1, 40, 23), (9, 50, 3), (3, 200, 20))
+    ],
+    *[
+        Case("linear", {"x": (rows, k), "w": (n, k)}, {"transposed": True}, hbm={"w": "kv"})
+        for rows, k, n in ((4, 16, 16), (5, 23, 40), (1, 40, 23), (3, 200, 20))
+    ],
+    Case("linear", {"x": (5, 23), "w": (23, 40), "bias": (1, 40)}, hbm={"w": "weights", "bias": "activations"}),
+    Case("linear", {"x": (5, 23), "w": (23, 40), "bias": (1, 40)}, hbm={"w": "weights"}),
+    *[
+        Case("linear", {"x": (5, 300), "w": (300, 40)}, {"accumulate": how}, hbm={"w": "weights"})
+        for how in ("float32", "rounded")
+    ],
+    Case(
+        "linear", {"x": (5, 300), "w": (40, 300)}, {"accumulate": "rounded", "transposed": True}, hbm={"w": "weights"}
+    ),
+    *[Case("load", {"x": shape}, hbm={"x": "activations"}) for shape in SHAPES],
+    *[Case("store", {"x": shape}, {"role": role}) for shape in SHAPES for role in ("activations", "kv")],
+    *[
+        Case("update", {"cache": (12, 40), "x": (rows, 40)}, {"row": row}, hbm={"cache": "kv"})
+        for rows, row in ((1, 11), (4, 8), (3, 5), (5, 0))
+    ],
+]
+
+
+def check(case: Case, config: pj.MachineConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The machine's result, after comparing it with the rounded reference; and the other references."""
+    lowered, operands = case.lowered(config), case.operands()
+    found, rounded = only(lowered(**operands)), only(lowered.rounded(**operands))
+    assert same_bits(found, rounded), f"{case.id}: {relative_l2(found, rounded)}"
+    return found, {"rounded": rounded, "exact": only(lowered.exact(**operands))}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_the_machine_is_the_rounded_reference(case: Case) -> None:
+    found, references = check(case, machine())
+    assert np.isfinite(references["rounded"]).all()
+    assert fits(found, references["rounded"])
+    # What is wrong does not fit.
+    assert not fits(np.zeros_like(found), references["rounded"])
+    if found.size > 1:
+        assert not fits(np.roll(found, 1, axis=int(found.shape[1] > 1)), references["rounded"]) or is_flat(found)
+    stale = only(case.lowered(machine()).rounded(**case.operands(seed=1)))
+    assert not fits(stale, references["rounded"]) or case.id == "softmax 1x1 scale=1.0" or is_flat(found)
+
+
+def fits(found: np.ndarray, wanted: np.ndarray) -> bool:
+    """The gate: relative L2 and cosine."""
+    return relative_l2(found, wanted) <= 1e-3 and cosine(found, wanted) >= 0.9999
+
+
+def is_flat(found: np.ndarray) -> bool:
+    """Whether a result is the same everywhere, whatever goes in (a softmax of one column, a norm of one)."""
+    return len(np.unique(np.abs(found))) == 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_the_rounded_reference_is_the_formula_without_roundings(case: Case) -> None:
+    lowered, operands = case.lowered(machine(formats="float32")), case.operands()
+    rounded, exact = only(lowered.rounded(**operands)), only(lowered.exact(**operands))
+    assert relative_l2(rounded, exact) <= 1e-5
+    assert relative_l2(rounded * np.float32(1.0001), exact) > 1e-5
+
+
+@pytest.mark.parametrize("name", sorted({case.name for case in CASES}))
+def test_float32_machines_too(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    check(case, machine(formats="float32"))
+
+
+def test_every_operator_is_in_the_table() -> None:
+    missing = {name for name, operator in OPERATORS.items() if operator.expand is None} - {case.name for case in CASES}
+    assert not missing
+
+
+# -- sizes of machines ------------------------------------------------------------------------------------------------
+
+SIZES = [(32, 4), (64, 4), (64, 16), (128, 8), (256, 16)]
+SAMPLE = [
+    Case("softmax", {"x": (5, 300)}, {"scale": 0.5}),
+    Case("rms_norm", {"x": (5, 300), "weight": (1, 300)}, hbm=VECTOR),
+    Case("linear", {"x": (5, 300), "w": (300, 70)}, hbm={"w": "weights"}),
+    Case("linear", {"x": (5, 300), "w": (70, 300)}, {"transposed": True}, hbm={"w": "weights"}),
+    Case("gelu", {"x": (5, 300)}),
+    Case("div", {"x": (5, 300), "y": (5, 1)}, shift=2.0),
+    Case("store", {"x": (5, 300)}, {"role": "kv"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mlen", "blen"), SIZES)
+@pytest.mark.parametrize("formats", ["published", "bfloat16"])
+def test_machines_of_all_sizes(mlen: int, blen: int, formats: str) -> None:
+    for case in SAMPLE:
+        check(case, machine(mlen, blen, formats))
+
+
+# -- one after the other ----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_chains_are_compositions(data: st.DataObject) -> None:
+    """Registers, constants and rows of one kernel are nothing to the next."""
+    config = machine()
+    rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 50))
+    g = Graph(config)
+    values = [g.input("x", (rows, columns)), g.input("y", (rows, columns))]
+    w = g.input("w", (columns, columns), "hbm", "weights")
+    scale = g.input("scale", (1, columns), "hbm", "activations")
+    for _ in range(data.draw(st.integers(1, 6))):
+        x, y = (data.draw(st.sampled_from(values)) for _ in range(2))
+        step = data.draw(st.sampled_from(["linear", "softmax", "rms_norm", "silu", "tanh", "add", "mul", "store"]))
+        if step == "linear":
+            values.append(g.linear(x, w))
+        elif step == "rms_norm":
+            values.append(g.rms_norm(x, scale))
+        elif step in ("add", "mul"):
+            values.append(g.apply(step, x, y))
+        elif step == "store":
+            values.append(g.load(g.store(x)))
+        else:
+            values.append(g.apply(step, x))
+    for value in (values[-1], data.draw(st.sampled_from(values))):
+        g.output(value)
+    random = np.random.default_rng(data.draw(st.integers(0, 9)))
+    operands = {t.name: random.standard_normal(t.shape).astype(np.float32) for t in g.inputs}
+    lowered = lower(g)
+    found, wanted = lowered(**operands), lowered.rounded(**operands)
+    for name in wanted:
+        assert same_bits(found[name], wanted[name]), name
+
+
+# -- derivatives ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("softmax", {"x": (3, 20)}),
+        Case("rms_norm", {"x": (3, 20), "weight": (1, 20)}, hbm=VECTOR),
+        Case("linear", {"x": (3, 20), "w": (20, 6)}, hbm={"w": "weights"}),
+        Case("gelu", {"x": (3, 20)}),
+        Case("div", {"x": (3, 20), "y": (3, 1)}, shift=3.0),
+        Case("store", {"x": (3, 20)}),
+    ],
+    ids=lambda case: case.name,
+)
+def test_gradients_flow_through_kernels(case: Case) -> None:
+    lowered = case.lowered(machine(formats="float32"))
+    operands = {name: jnp.asarray(value) for name, value in case.operands().items()}
+    (output,) = lowered.graph.outputs
+    weights = np.random.default_rng(5).standard_normal(output.shape).astype(np.float32)
+    loss = lambda run, operands: jnp.sum(run(**operands)[output.name] * weights)
+    found = jax.jit(jax.grad(lambda x: loss(lowered, x)))(operands)
+    wanted = jax.grad(lambda x: loss(lowered.exact, x))(operands)
+    for name in operands:
+        assert relative_l2(found[name], wanted[name]) < 1e-4, name
+        assert relative_l2(-found[name], wanted[name]) > 1e-4
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def graph() -> tuple[Graph, dict[str, Any]]:
+    g = Graph(machine())
+    return g, {
+        "x": g.input("x", (4, 40)),
+        "w": g.input("w", (24, 16), "hbm", "weights"),
+        "v": g.input("v", (1, 40), "hbm"),
+        "cache": g.input("cache", (8, 40), "hbm", "kv"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (lambda g, t: g.linear(t["x"], t["w"]), r"linear: rows of w \(w\): expected 40, got 24"),
+        (lambda g, t: g.linear(t["x"], t["x"]), r"linear: w \(x\) is in vram; expected hbm"),
+        (lambda g, t: g.linear(t["x"], t["v"]), r"linear: w \(v\) has role activations; .* expected weights or kv"),
+        (lambda g, t: g.linear(t["x"], t["w"], accumulate="no"), "expected float32, rounded, resident, got 'no'"),
+        (lambda g, t: g.linear(t["x"]), "linear: missing a required argument: 'w'; its signature is linear"),
+        (lambda g, t: g.softmax(t["x"], temperature=3), "softmax: got an unexpected keyword argument 'temperature'"),
+        (lambda g, t: g.softmax(3), "softmax: x is 3; expected a tensor of the graph"),
+        (lambda g, t: g.rms_norm(t["x"], t["x"]), r"rms_norm: shape of weight: expected \(1, 40\), got \(4, 40\)"),
+        (lambda g, t: g.rms_norm(t["x"], t["w"]), "weight .w. has role weights; the vector unit fetches it"),
+        (
+            lambda g, t: g.add(t["x"], t["x"].columns(0, 16)),
+            r"add: columns of y .*: expected 40 as x \(x\) or 1, got 16",
+        ),
+        (lambda g, t: g.clamp(t["x"], low=1.0, high=0.0), "clamp: low, high: expected low below high"),
+        (lambda g, t: g.update(t["cache"], t["x"], row=6), "update: row: expected 0 to 4, so that 4 rows fit, got 6"),
+        (lambda g, t: g.store(t["x"], role="weights"), "store: role: expected activations or kv, got 'weights'"),
+        (lambda g, t: t["x"].rows(3, 9), "x: rows 3 to 9; allowed: inside the 4"),
+        (lambda g, t: g.apply("conv5d", t["x"]), "no operator 'conv5d'; there are add"),
+        (lambda g, t: g.input("x", (1, 1)), "input x: the graph has a tensor of that name"),
+        (lambda g, t: g.input("z", (0, 1)), r"input z: shape \(0, 1\); expected two positive sizes"),
+        (lambda g, t: g.softmax(graph()[1]["x"]), "softmax: tensor x is not of this graph"),
+        (lambda g, t: lower(g), "a graph without operators"),
+    ],
+)
+def test_wrong_arguments(apply: Any, message: str) -> None:
+    g, tensors = graph()
+    with pytest.raises(OperatorError, match=message):
+        apply(g, tensors)
+
+
+def test_wrong_inputs() -> None:
+    lowered = Case("softmax", {"x": (4, 16)}).lowered(machine())
+    with pytest.raises(OperatorError, match="inputs y; expected x"):
+        lowered(y=np.zeros((4, 16)))
+    with pytest.raises(OperatorError, match=r"input x: expected \(4, 16\), got \(4, 15\)"):
+        lowered(x=np.zeros((4, 15)))
+
+
+def test_a_cache_that_is_needed_later_is_not_changed() -> None:
+    g, tensors = graph()
+    g.output(g.update(tensors["cache"], tensors["x"], row=0))
+    g.output(g.load(tensors["cache"]))
+    with pytest.raises(OperatorError, match=r"update: cache .cache. is changed in place, but it is needed later"):
+        lower(g)
+
+
+def test_memory_that_does_not_fit_names_what_is_live() -> None:
+    from plena_jax.lower import CapacityError
+
+    g = Graph(machine())
+    big, more = g.input("big", (4096, 16)), g.input("more", (4000, 16))
+    g.output(g.add(big, big.rows(0, 1)))
+    g.output(g.softmax(more))
+    with pytest.raises(
+        CapacityError, match=r"VRAM: add needs 4,096 rows; 96 of 8,192 are free, live are big \(4,096\), more"
+    ):
+        lower(g)
