@@ -153,7 +153,8 @@ def place(config: MachineConfig, contents: Mapping[Tensor, ArrayLike], size: int
         ImageError: values of another shape, tensors that overlap or lie beyond ``size``.
     """
     size = max((t.end for t in contents), default=0) if size is None else size
-    cells = jnp.zeros(size * 8 // cell_bits(config), jnp.float32)
+    known = all(isinstance(values, np.ndarray) for values in contents.values())
+    cells: Any = (np if known else jnp).zeros(size * 8 // cell_bits(config), np.float32)
     taken = np.zeros(size, bool)
     for tensor, values in contents.items():
         for addresses in (tensor.element_bytes, tensor.scale_bytes):
@@ -162,8 +163,11 @@ def place(config: MachineConfig, contents: Mapping[Tensor, ArrayLike], size: int
             taken[addresses] = True
         if jnp.shape(values) != tensor.shape:
             raise ImageError(f"tensor {tensor.name}: values {jnp.shape(values)}; its shape is {tensor.shape}")
-        cells = cells.at[tensor.cells(config)].set(values, unique_indices=True)
-    return cells
+        if known:
+            cells[tensor.cells(config)] = values
+        else:
+            cells = cells.at[tensor.cells(config)].set(values, unique_indices=True)
+    return jnp.asarray(cells)
 
 
 def read(config: MachineConfig, memory: ArrayLike, tensor: Tensor) -> Array:

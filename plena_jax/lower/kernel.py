@@ -154,47 +154,67 @@ class Kernel:
             with b.loop(out.blocks, *ends), b.loop(turns, (row, step * lanes), (offset, step * matrix.stride)):
                 b.h_prefetch_v(row, offset, base, 1, matrix.precision)
 
-    def store(self, x: Rows, matrix: Matrix, row: int) -> None:
+    def store(self, x: Rows, matrix: Matrix, row: int, keep: bool = False) -> None:
         """Rows of vector SRAM to HBM, from row ``row`` of the matrix on.
 
-        A last group of fewer rows than a transfer moves goes through the workspace (as many rows), zeros behind it.
+        A last group of fewer rows than a transfer moves goes through the workspace (:func:`last_group`). Behind its rows
+        are zeros, or with ``keep`` what HBM has there.
         """
-        step, lanes = self.config.hbm_v_writeback_amount, self.config.mlen
-        whole, rest = divmod(x.shape[0], step)
-        across = lanes * matrix.bits // 8
+        b, step, lanes = self.b, self.config.hbm_v_writeback_amount, self.config.mlen
+        whole = x.shape[0] // step
         with self.opened(matrix) as base:
             if whole:
-                b = self.b
                 with b.scope():
                     source, offset = b.gp(x.address, x.name), b.gp(matrix.offset(row, 0), matrix.name)
-                    ends = [(source, x.pitch - whole * step * lanes), (offset, across - whole * step * matrix.stride)]
+                    across = lanes * matrix.bits // 8 - whole * step * matrix.stride
                     steps = [(source, step * lanes), (offset, step * matrix.stride)]
-                    with b.loop(x.blocks, *ends), b.loop(whole, *steps):
+                    with (
+                        b.loop(x.blocks, (source, x.pitch - whole * step * lanes), (offset, across)),
+                        b.loop(whole, *steps),
+                    ):
                         b.h_store_v(source, offset, base, 1, matrix.precision)
-            if rest:
-                self._store_rest(x, matrix, base, whole * step, row + whole * step)
+            if x.shape[0] % step:
+                self._store_rest(x, matrix, base, whole * step, row + whole * step, keep)
 
-    def _store_rest(self, x: Rows, matrix: Matrix, base: Ar, first: int, row: int) -> None:
+    def _store_rest(self, x: Rows, matrix: Matrix, base: Ar, first: int, row: int, keep: bool) -> None:
         """The last rows, from row ``first`` of x and ``row`` of the matrix on."""
         b, lanes, step = self.b, self.config.mlen, self.config.hbm_v_writeback_amount
+        count = x.shape[0] - first
         with b.scope():
-            one, far = b.fp(1.0), b.gp(lanes, "lanes")
-            source, group, target = b.gp(x.at(0, first), x.name), b.gp(self.scratch, "last rows"), b.gp(purpose="row")
+            one, source = b.fp(1.0), b.gp(x.at(0, first), x.name)
+            group, target = b.gp(self.scratch, "last rows"), b.gp(purpose="row")
             offset = b.gp(matrix.offset(row, 0), matrix.name)
-            count = x.shape[0] - first
-            b.add(target, group, count * lanes)
-            with b.loop(step - count, (target, lanes)):
+            if not keep:
+                self._clear(group, count, step)
+            with b.loop(x.blocks, (source, x.pitch), (offset, lanes * matrix.bits // 8)):
+                if keep:
+                    self._fetch_group(matrix, group, offset, base)
+                b.add(target, group, 0)
+                with b.loop(count, (source, lanes), (target, lanes)):
+                    b.v_mul_vf(target, source, one)
+                b.add(source, source, -count * lanes)
+                b.h_store_v(group, offset, base, 1, matrix.precision)
+
+    def _clear(self, group: Gp, first: int, stop: int) -> None:
+        """Zeros in rows of the workspace."""
+        b, lanes = self.b, self.config.mlen
+        with b.scope():
+            target, far = b.gp(purpose="row"), b.gp(lanes, "lanes")
+            b.add(target, group, first * lanes)
+            with b.loop(stop - first, (target, lanes)):
                 # Nothing but zeros is left after so far a shift.
                 b.v_shft_v(target, group, far)
-            with b.loop(x.blocks, (source, x.pitch), (offset, lanes * matrix.bits // 8)):
-                for i in range(count):
-                    b.add(target, group, i * lanes)
-                    if i:
-                        b.add(source, source, lanes)
-                    b.v_mul_vf(target, source, one)
-                if count > 1:
-                    b.add(source, source, -(count - 1) * lanes)
-                b.h_store_v(group, offset, base, 1, matrix.precision)
+
+    def _fetch_group(self, matrix: Matrix, group: Gp, offset: Gp, base: Ar) -> None:
+        """The rows of HBM that a transfer is going to store."""
+        b, step = self.b, self.config.hbm_v_prefetch_amount
+        with b.scope():
+            target, source = b.gp(purpose="row"), b.gp(purpose="offset in HBM")
+            b.add(target, group, 0)
+            b.add(source, offset, 0)
+            turns = -(-self.config.hbm_v_writeback_amount // step)
+            with b.loop(turns, (target, step * self.config.mlen), (source, step * matrix.stride)):
+                b.h_prefetch_v(target, source, base, 1, matrix.precision)
 
     def fetch_constant(self, contents: np.ndarray, first: int = 0) -> Rows:
         """Constants [rows, columns] to the workspace, ``first`` rows behind its start (:func:`constant_rows`)."""
@@ -209,6 +229,12 @@ class Kernel:
         mask = np.zeros((1, self.config.mlen), np.float32)
         mask[0, : columns % self.config.mlen] = 1
         return self.fetch_constant(mask, first)
+
+
+def last_group(config: MachineConfig, rows: int) -> int:
+    """Rows of workspace that :meth:`Kernel.store` needs."""
+    step = config.hbm_v_writeback_amount
+    return round_up(step, config.hbm_v_prefetch_amount) if rows % step else 0
 
 
 def constant_rows(config: MachineConfig, rows: int = 1, blocks: int = 1) -> int:

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from plena_jax import hbm
-from plena_jax.config import MachineConfig
+from plena_jax.bits import Array, array_module
+from plena_jax.config import MachineConfig, Precision
+from plena_jax.formats import MXFormat
 from plena_jax.isa.instruction import SRAM_ENTRIES
 from plena_jax.lower.builder import ProgramBuilder
 from plena_jax.lower.graph import Graph
@@ -23,6 +25,7 @@ from plena_jax.lower.tensors import CapacityError, OperatorError, Rows, Tensor
 from plena_jax.machine import rounding
 from plena_jax.machine.run import run
 from plena_jax.machine.state import MachineState, hbm_allocation, vram_allocation
+from plena_jax.machine.transfer import vram_format
 from plena_jax.program import Program
 
 
@@ -67,22 +70,38 @@ class Lowered:
         arrays = self._checked(inputs)
         config, cells = self.config, {}
         for matrix, contents in self.constants.found.values():
-            cells[matrix.tensor] = _padded(jnp.asarray(contents), matrix.tensor.shape)
-        vram = jnp.zeros((self.vram_rows, config.mlen), jnp.float32)
+            cells[matrix.tensor] = _padded(contents, matrix.tensor.shape)
+        rows: list[tuple[int, Array]] = []
         for tensor in self.graph.inputs:
             if tensor.place == "hbm":
                 where = self.plan.matrices[tensor.name].tensor
-                cells[where] = hbm.stage(_padded(arrays[tensor.name], where.shape), where.format)
+                cells[where] = _staged(_padded(arrays[tensor.name], where.shape), where.format)
             else:
-                rows = self.plan.rows[tensor.name]
-                values = rounding.vector(arrays[tensor.name], config, None, False)
-                vram = jax.lax.dynamic_update_slice_in_dim(vram, _in_blocks(values, rows), rows.at() // rows.lanes, 0)
+                place = self.plan.rows[tensor.name]
+                rows.append((place.at() // place.lanes, _in_blocks(self._in_vram(arrays[tensor.name]), place)))
         size = hbm_allocation(config, self.constants.end)
         fp_sram = np.zeros(SRAM_ENTRIES, np.float32)
         for entry, value in self.fp_constants.items():
             fp_sram[entry] = value
-        state = MachineState.create(config, fp_sram=fp_sram, vram_rows=self.vram_rows, hbm_bytes=size)
-        return state.replace(vram=vram, hbm=hbm.place(config, cells, size))
+        # Registers must be known where memories are traced: programs are resolved with them.
+        with jax.ensure_compile_time_eval():
+            state = MachineState.create(config, fp_sram=fp_sram, vram_rows=self.vram_rows, hbm_bytes=size)
+        xp: Any = jnp if any(isinstance(x, jax.Array) for x in arrays.values()) else np
+        vram = xp.zeros((self.vram_rows, config.mlen), np.float32)
+        for first, values in rows:
+            if xp is np:
+                vram[first : first + len(values)] = values
+            else:
+                vram = vram.at[first : first + len(values)].set(values)
+        return state.replace(vram=jnp.asarray(vram), hbm=hbm.place(config, cells, size))
+
+    def _in_vram(self, x: Array) -> Array:
+        """As vector SRAM holds it."""
+        if isinstance(x, jax.Array):
+            return rounding.vector(x, self.config, None, False)
+        fmt = vram_format(self.config)
+        with np.errstate(all="ignore"):
+            return np.asarray(fmt.decode(fmt.encode(x)))
 
     def read(self, final: MachineState) -> dict[str, jax.Array]:
         """The outputs of the graph in a final state, by name: float32 [rows, columns]."""
@@ -92,12 +111,13 @@ class Lowered:
         """A tensor, or a view of one, in a final state; of one that is no output whatever is there by then."""
         where = self.plan.located(tensor)
         if not isinstance(where, Rows):
-            stored = hbm.read(self.config, final.hbm, where.tensor)
+            stored = hbm.read(self.config, _eager(final.hbm), where.tensor)
             (row, column), (rows, columns) = where.start, where.shape
-            return jnp.asarray(stored)[row : row + rows, column : column + columns]
-        lanes, rows = where.lanes, where.shape[0]
-        blocks = [final.vram[where.at(i) // lanes : where.at(i) // lanes + rows] for i in range(where.blocks)]
-        return jnp.concatenate(blocks, axis=1)[:, : where.shape[1]]
+            return jnp.asarray(stored[row : row + rows, column : column + columns])
+        lanes, rows, vram = where.lanes, where.shape[0], _eager(final.vram)
+        blocks = [vram[where.at(i) // lanes : where.at(i) // lanes + rows] for i in range(where.blocks)]
+        xp = array_module(vram)
+        return jnp.asarray(xp.concatenate(blocks, axis=1)[:, : where.shape[1]])
 
     def run(self, **inputs: Any) -> MachineState:
         """The final state of the machine; can be traced and differentiated."""
@@ -132,7 +152,7 @@ class Lowered:
             values[node.output] = evaluate(node, *arrays)
         return {tensor.name: _viewed(values, tensor) for tensor in self.graph.outputs}
 
-    def _checked(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def _checked(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         names = [tensor.name for tensor in self.graph.inputs]
         if sorted(inputs) != sorted(names):
             raise OperatorError(f"inputs {', '.join(sorted(inputs)) or 'none'}; expected {', '.join(names) or 'none'}")
@@ -141,7 +161,11 @@ class Lowered:
                 raise OperatorError(
                     f"input {tensor.name}: expected {tensor.shape}, got {jnp.shape(inputs[tensor.name])}"
                 )
-        return {name: jnp.asarray(inputs[name], jnp.float32) for name in names}
+        arrays = {name: inputs[name] for name in names}
+        if any(isinstance(x, jax.core.Tracer) for x in arrays.values()):
+            return {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+        # Known numbers stay in NumPy: every operation of jax on a new shape would be compiled.
+        return {name: np.asarray(x, np.float32) for name, x in arrays.items()}
 
 
 def lower(graph: Graph) -> Lowered:
@@ -182,11 +206,25 @@ def _viewed(values: dict[Tensor, jax.Array], tensor: Tensor) -> jax.Array:
     return values[tensor.root][row : row + rows, column : column + columns]
 
 
-def _padded(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    return jnp.pad(x, [(0, size - there) for size, there in zip(shape, x.shape, strict=True)])
+def _padded(x: Array, shape: tuple[int, int]) -> Array:
+    return array_module(x).pad(x, [(0, size - there) for size, there in zip(shape, x.shape, strict=True)])
 
 
-def _in_blocks(x: jax.Array, where: Rows) -> jax.Array:
+def _staged(x: Array, fmt: Precision) -> Array:
+    """As HBM holds it."""
+    if isinstance(x, jax.Array):
+        return hbm.stage(x, fmt)
+    with np.errstate(all="ignore"):
+        codes: Any = fmt.encode(x)
+        return np.asarray(fmt.decode(*codes) if isinstance(fmt, MXFormat) else fmt.decode(codes))
+
+
+def _eager(x: jax.Array) -> Array:
+    """In NumPy what is known."""
+    return x if isinstance(x, jax.core.Tracer) else np.asarray(x)
+
+
+def _in_blocks(x: Array, where: Rows) -> Array:
     """[rows, columns] as VRAM rows, zeros behind rows and columns."""
     rows, lanes = where.pitch // where.lanes, where.lanes
     padded = _padded(x, (rows, where.blocks * lanes))

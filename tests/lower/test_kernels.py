@@ -20,12 +20,14 @@ from .cases import Case, cosine, machine, only, relative_l2, same_bits
 find("linear")
 
 #: Rows x columns: whole tiles, ragged, tiny, wide.
-SHAPES = [(4, 16), (5, 23), (1, 1), (1, 40), (7, 16), (3, 130)]
+SHAPES = [(5, 23), (1, 1), (4, 32)]
+#: Every shape is compiled for every operator: these are for exhaustive tests.
+MORE_SHAPES = [(4, 16), (1, 40), (7, 16), (3, 130)]
 UNARY = ["exp", "reciprocal", "square", "relu", "sigmoid", "tanh", "silu", "gelu"]
 VECTOR = {"weight": "activations"}
 
 CASES = [
-    *[Case(name, {"x": shape}) for name in UNARY for shape in ((5, 23), (4, 16))],
+    *[Case(name, {"x": shape}) for name in UNARY for shape in ((5, 23), (1, 2))],
     *[Case("gelu", {"x": (5, 23)}, {"approximate": form}) for form in ("tanh", "sigmoid")],
     *[Case("gelu", {"x": shape}, spread=4.0) for shape in SHAPES],
     *[Case("reciprocal", {"x": shape}, shift=-3.0) for shape in SHAPES],
@@ -55,11 +57,11 @@ CASES = [
     ],
     *[
         Case("linear", {"x": (rows, k), "w": (k, n)}, hbm={"w": "weights"})
-        for rows, k, n in ((4, 16, 16), (5, 23, 40), (1, 1, 1), (1, 40, 23), (9, 50, 3), (3, 200, 20))
+        for rows, k, n in ((5, 23, 40), (1, 1, 1), (1, 40, 23))
     ],
     *[
         Case("linear", {"x": (rows, k), "w": (n, k)}, {"transposed": True}, hbm={"w": "kv"})
-        for rows, k, n in ((4, 16, 16), (5, 23, 40), (1, 40, 23), (3, 200, 20))
+        for rows, k, n in ((5, 23, 40), (1, 40, 23))
     ],
     Case("linear", {"x": (5, 23), "w": (23, 40), "bias": (1, 40)}, hbm={"w": "weights", "bias": "activations"}),
     Case("linear", {"x": (5, 23), "w": (23, 40), "bias": (1, 40)}, hbm={"w": "weights"}),
@@ -78,6 +80,21 @@ CASES = [
     ],
 ]
 
+MORE_CASES = [
+    *[Case("gelu", {"x": shape}, spread=4.0) for shape in MORE_SHAPES],
+    *[Case("reciprocal", {"x": shape}, shift=-3.0) for shape in MORE_SHAPES],
+    *[Case("softmax", {"x": shape}, {"scale": scale}, spread=3.0) for shape in MORE_SHAPES for scale in (1.0, 0.125)],
+    *[Case("rms_norm", {"x": shape, "weight": (1, shape[1])}, {"eps": 1e-5}, hbm=VECTOR) for shape in MORE_SHAPES],
+    *[Case("layer_norm", {"x": shape}) for shape in MORE_SHAPES],
+    *[Case("load", {"x": shape}, hbm={"x": "activations"}) for shape in MORE_SHAPES],
+    *[Case("store", {"x": shape}, {"role": role}) for shape in MORE_SHAPES for role in ("activations", "kv")],
+    *[
+        Case("linear", {"x": (rows, k), "w": (k, n)}, hbm={"w": "weights"})
+        for rows, k, n in ((4, 16, 16), (9, 50, 3), (3, 200, 20))
+    ],
+]
+BOTH = [*CASES, *[pytest.param(case, marks=pytest.mark.exhaustive) for case in MORE_CASES]]
+
 
 def check(case: Case, config: pj.MachineConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The machine's result, after comparing it with the rounded reference; and the other references."""
@@ -87,7 +104,7 @@ def check(case: Case, config: pj.MachineConfig) -> tuple[np.ndarray, dict[str, n
     return found, {"rounded": rounded, "exact": only(lowered.exact(**operands))}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", BOTH, ids=lambda case: case.id)
 def test_the_machine_is_the_rounded_reference(case: Case) -> None:
     found, references = check(case, machine())
     assert np.isfinite(references["rounded"]).all()
@@ -110,7 +127,7 @@ def is_flat(found: np.ndarray) -> bool:
     return len(np.unique(np.abs(found))) == 1
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", BOTH, ids=lambda case: case.id)
 def test_the_rounded_reference_is_the_formula_without_roundings(case: Case) -> None:
     lowered, operands = case.lowered(machine(formats="float32")), case.operands()
     rounded, exact = only(lowered.rounded(**operands)), only(lowered.exact(**operands))
@@ -144,6 +161,13 @@ SAMPLE = [
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("mlen", "blen"), [(64, 16), (256, 16)])
+def test_larger_machines(mlen: int, blen: int) -> None:
+    for case in SAMPLE:
+        check(case, machine(mlen, blen))
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("mlen", "blen"), SIZES)
 @pytest.mark.parametrize("formats", ["published", "bfloat16"])
 def test_machines_of_all_sizes(mlen: int, blen: int, formats: str) -> None:
@@ -154,12 +178,12 @@ def test_machines_of_all_sizes(mlen: int, blen: int, formats: str) -> None:
 # -- one after the other ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.data())
 def test_chains_are_compositions(data: st.DataObject) -> None:
     """Registers, constants and rows of one kernel are nothing to the next."""
     config = machine()
-    rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 50))
+    rows, columns = data.draw(st.sampled_from([(5, 23), (4, 32)]))
     g = Graph(config)
     values = [g.input("x", (rows, columns)), g.input("y", (rows, columns))]
     w = g.input("w", (columns, columns), "hbm", "weights")
@@ -223,6 +247,7 @@ def graph() -> tuple[Graph, dict[str, Any]]:
     return g, {
         "x": g.input("x", (4, 40)),
         "w": g.input("w", (24, 16), "hbm", "weights"),
+        "good": g.input("good", (40, 16), "hbm", "weights"),
         "v": g.input("v", (1, 40), "hbm"),
         "cache": g.input("cache", (8, 40), "hbm", "kv"),
     }
@@ -234,7 +259,7 @@ def graph() -> tuple[Graph, dict[str, Any]]:
         (lambda g, t: g.linear(t["x"], t["w"]), r"linear: rows of w \(w\): expected 40, got 24"),
         (lambda g, t: g.linear(t["x"], t["x"]), r"linear: w \(x\) is in vram; expected hbm"),
         (lambda g, t: g.linear(t["x"], t["v"]), r"linear: w \(v\) has role activations; .* expected weights or kv"),
-        (lambda g, t: g.linear(t["x"], t["w"], accumulate="no"), "expected float32, rounded, resident, got 'no'"),
+        (lambda g, t: g.linear(t["x"], t["good"], accumulate="no"), "expected float32, rounded, resident, got 'no'"),
         (lambda g, t: g.linear(t["x"]), "linear: missing a required argument: 'w'; its signature is linear"),
         (lambda g, t: g.softmax(t["x"], temperature=3), "softmax: got an unexpected keyword argument 'temperature'"),
         (lambda g, t: g.softmax(3), "softmax: x is 3; expected a tensor of the graph"),
@@ -282,6 +307,7 @@ def test_memory_that_does_not_fit_names_what_is_live() -> None:
 
     g = Graph(machine())
     big, more = g.input("big", (4096, 16)), g.input("more", (4000, 16))
+    g.output(big)
     g.output(g.add(big, big.rows(0, 1)))
     g.output(g.softmax(more))
     with pytest.raises(

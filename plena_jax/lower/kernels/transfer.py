@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from plena_jax.config import MachineConfig
-from plena_jax.lower.kernel import Kernel
+from plena_jax.lower.kernel import Kernel, last_group
 from plena_jax.lower.operators import Operator, Workspace, expect, register
 from plena_jax.lower.rounded import Rounded
 from plena_jax.lower.tensors import Matrix, OperatorError, Place, Role, Rows, Shape, Tensor
@@ -60,8 +61,7 @@ def store_result(config: MachineConfig, x: Tensor, *, role: Role) -> tuple[Place
 
 def store_workspace(config: MachineConfig, x: Tensor, *, role: Role) -> Workspace:
     """A group of rows, if the last one is not full."""
-    step = config.hbm_v_writeback_amount
-    return Workspace(rows=step if x.shape[0] % step else 0)
+    return Workspace(rows=last_group(config, x.shape[0]))
 
 
 def store_emit(k: Kernel, out: Matrix, x: Rows, *, role: Role) -> None:
@@ -76,17 +76,20 @@ def store_emit(k: Kernel, out: Matrix, x: Rows, *, role: Role) -> None:
 
 
 def update_reference(cache: jax.Array, x: jax.Array, *, row: int) -> jax.Array:
-    """The cache with rows from ``row`` on replaced by x. Rows behind, up to the next whole transfer, become zero."""
-    return cache.at[row : row + x.shape[0]].set(x).at[row + x.shape[0] :].set(0)
+    """The cache with rows from ``row`` on replaced by x, in place: nobody may need the old one later."""
+    return jnp.concatenate([cache[:row], x, cache[row + x.shape[0] :]])
 
 
 def update_rounded(r: Rounded, cache: jax.Array, x: jax.Array, *, row: int) -> jax.Array:
-    """Rounded to the format in HBM."""
-    return update_reference(cache, r.staged(x, "kv"), row=row)
+    """Rounded to the format in HBM; rows behind that are in the last transfer are read and rounded once more."""
+    stop, step = row + x.shape[0], r.config.hbm_v_writeback_amount
+    again = slice(stop, stop + -x.shape[0] % step)
+    behind = r.staged(r.vector(cache[again]), "kv")
+    return jnp.concatenate([cache[:row], r.staged(x, "kv"), behind, cache[again.stop :]])
 
 
 def update_shape(config: MachineConfig, cache: Tensor, x: Tensor, *, row: int) -> Shape:
-    """That of the cache, whose rows are not written in pieces: row is the first that is not in use."""
+    """That of the cache."""
     expect("update", "role of cache", "kv", cache.role)
     expect("update", "columns of x", cache.shape[1], x.shape[1])
     if not 0 <= row <= cache.shape[0] - x.shape[0]:
@@ -107,11 +110,11 @@ def update_workspace(config: MachineConfig, cache: Tensor, x: Tensor, *, row: in
 
 
 def update_emit(k: Kernel, out: Matrix, cache: Matrix, x: Rows, *, row: int) -> None:
-    """Like store, in place.
+    """Like store, in place; what is behind the last row is fetched first, because whole transfers are stored.
 
     Workspace: the last group.
     """
-    k.store(x, out, row)
+    k.store(x, out, row, keep=True)
 
 
 register(
