@@ -48,6 +48,7 @@ class Graph:
     Attributes:
         config: the machine.
         nodes, inputs, outputs: in order.
+        names: of the outputs.
     """
 
     def __init__(self, config: MachineConfig) -> None:
@@ -55,6 +56,7 @@ class Graph:
         self.nodes: list[Node] = []
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
+        self.names: list[str] = []
         self._names: set[str] = set()
         self._scopes: list[str] = []
 
@@ -90,7 +92,15 @@ class Graph:
         self._own("output", tensor)
         if tensor not in self.outputs:
             self.outputs.append(tensor)
+            self.names.append(tensor.name)
         return tensor
+
+    def rewritten(self, nodes: list[Node], outputs: list[Tensor]) -> Graph:
+        """A graph of other nodes that gives outputs of the same names."""
+        graph = Graph(self.config)
+        graph.nodes, graph.inputs, graph.outputs, graph.names = nodes, list(self.inputs), outputs, list(self.names)
+        graph._names = set(self._names)
+        return graph
 
     def apply(self, name: str, *arguments: Any, **keywords: Any) -> Tensor:
         """Use the operator ``name``.
@@ -108,7 +118,7 @@ class Graph:
                 return operator.expand(self, *tensors, **attributes)
         shape = operator.shape(self.config, *tensors, **attributes)
         place, role = operator.result(self.config, *tensors, **attributes)
-        unique = self._unique("/".join([*self._scopes, name]))
+        unique = self.unique("/".join([*self._scopes, name]))
         node = Node(unique, operator, tuple(tensors), attributes, Tensor(unique, shape, place, role))
         self.nodes.append(node)
         return node.output
@@ -137,7 +147,8 @@ class Graph:
         ):
             raise OperatorError(f"{name}: tensor {tensor.name} is not of this graph")
 
-    def _unique(self, name: str) -> str:
+    def unique(self, name: str) -> str:
+        """A name that no tensor has yet, and that none gets later."""
         number = next(i for i in range(len(self._names) + 1) if (f"{name}_{i}" if i else name) not in self._names)
         unique = f"{name}_{number}" if number else name
         self._names.add(unique)

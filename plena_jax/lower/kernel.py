@@ -157,8 +157,8 @@ class Kernel:
     def store(self, x: Rows, matrix: Matrix, row: int, keep: bool = False) -> None:
         """Rows of vector SRAM to HBM, from row ``row`` of the matrix on.
 
-        A last group of fewer rows than a transfer moves goes through the workspace (:func:`last_group`). Behind its rows
-        are zeros, or with ``keep`` what HBM has there.
+        A last group of fewer rows than a transfer moves goes through the workspace (:func:`last_group`). Behind its
+        rows are zeros, or with ``keep`` what HBM has there.
         """
         b, step, lanes = self.b, self.config.hbm_v_writeback_amount, self.config.mlen
         whole = x.shape[0] // step

@@ -21,6 +21,7 @@ from plena_jax.lower.graph import Graph
 from plena_jax.lower.kernel import Constants, Kernel
 from plena_jax.lower.memory import Plan, plan
 from plena_jax.lower.rounded import Rounded
+from plena_jax.lower.spill import plan_with_spills
 from plena_jax.lower.tensors import CapacityError, OperatorError, Rows, Tensor
 from plena_jax.machine import rounding
 from plena_jax.machine.run import run
@@ -57,6 +58,10 @@ class Lowered:
     def vram_rows(self) -> int:
         """Rows of vector SRAM to allocate: few different numbers, so that compiled code is shared."""
         return vram_allocation(self.config, max((a.stop for a in self.plan.vram), default=1))
+
+    @property
+    def _outputs(self) -> list[tuple[str, Tensor]]:
+        return list(zip(self.graph.names, self.graph.outputs, strict=True))
 
     def start(self, **inputs: Any) -> MachineState:
         """The machine before the run, on the values face of HBM; can be traced.
@@ -105,7 +110,7 @@ class Lowered:
 
     def read(self, final: MachineState) -> dict[str, jax.Array]:
         """The outputs of the graph in a final state, by name: float32 [rows, columns]."""
-        return {tensor.name: self.value(final, tensor) for tensor in self.graph.outputs}
+        return {name: self.value(final, tensor) for name, tensor in self._outputs}
 
     def value(self, final: MachineState, tensor: Tensor) -> jax.Array:
         """A tensor, or a view of one, in a final state; of one that is no output whatever is there by then."""
@@ -150,7 +155,7 @@ class Lowered:
         for node in self.graph.nodes:
             arrays = [None if tensor is None else _viewed(values, tensor) for tensor in node.inputs]
             values[node.output] = evaluate(node, *arrays)
-        return {tensor.name: _viewed(values, tensor) for tensor in self.graph.outputs}
+        return {name: _viewed(values, tensor) for name, tensor in self._outputs}
 
     def _checked(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         names = [tensor.name for tensor in self.graph.inputs]
@@ -168,8 +173,12 @@ class Lowered:
         return {name: np.asarray(x, np.float32) for name, x in arrays.items()}
 
 
-def lower(graph: Graph) -> Lowered:
+def lower(graph: Graph, spill: bool = True) -> Lowered:
     """Plan the memories of a graph and emit its program.
+
+    Args:
+        graph: at least one operator.
+        spill: whether tensors that vector SRAM has no room for may go to HBM and come back, rounded to a format there.
 
     Raises:
         CapacityError: it does not fit the machine.
@@ -177,7 +186,7 @@ def lower(graph: Graph) -> Lowered:
     """
     if not graph.nodes:
         raise OperatorError("a graph without operators; expected at least one")
-    where = plan(graph)
+    graph, where = plan_with_spills(graph) if spill else (graph, plan(graph))
     b = ProgramBuilder(graph.config, "<graph>")
     constants = Constants(graph.config, where.hbm_bytes)
     for node in graph.nodes:
@@ -188,7 +197,7 @@ def lower(graph: Graph) -> Lowered:
             node.operator.emit(kernel, where.located(node.output), *located, **node.attributes)
     _check_fp_sram(b, where)
     if constants.end > graph.config.hbm_size:
-        raise CapacityError(f"HBM: constants end at byte {constants.end:,}; there are {graph.config.hbm_size:,}")
+        raise CapacityError(f"HBM: constants end at byte {constants.end:,}; there are {graph.config.hbm_size:,}", "HBM")
     return Lowered(graph, where, b.program(), constants, b.constants)
 
 
@@ -197,7 +206,8 @@ def _check_fp_sram(b: ProgramBuilder, where: Plan) -> None:
     if lowest is not None and lowest.start < len(b.constants):
         raise CapacityError(
             f"FP SRAM: {lowest.name} needs {lowest.size} entries beside {len(b.constants)} constants; there are "
-            f"{SRAM_ENTRIES}"
+            f"{SRAM_ENTRIES}",
+            "FP SRAM",
         )
 
 

@@ -69,7 +69,8 @@ class Pool:
             free = self.size - sum(b - a for a, b in self.live.values())
             raise CapacityError(
                 f"{self.what}: {name} needs {size:,} {self.unit}; {free:,} of {self.size:,} are free"
-                + (f", live are {live}" if live else "")
+                + (f", live are {live}" if live else ""),
+                self.what,
             )
         self.live[name] = best[1], best[1] + size
         return best[1]
@@ -155,7 +156,11 @@ class _Planner:
         for tensor in self.graph.inputs:
             self._take(tensor, -1)
         for number, node in enumerate(self.graph.nodes):
-            self._node(number, node)
+            try:
+                self._node(number, node)
+            except CapacityError as error:
+                error.node = number
+                raise
         return Plan(
             self.config,
             tuple(self.found),
@@ -174,7 +179,8 @@ class _Planner:
         if round_up(end, BLOCK) > self.config.hbm_size:
             raise CapacityError(
                 f"HBM: {tensor.name} needs {end - self.address:,} bytes from {self.address:,} on; "
-                f"there are {self.config.hbm_size:,}"
+                f"there are {self.config.hbm_size:,}",
+                "HBM",
             )
         self.matrices[tensor.name] = matrix
         self.hbm.append(Allocation(tensor.name, self.address, end - self.address, number, len(self.graph.nodes)))
@@ -199,7 +205,9 @@ class _Planner:
             # From the end: constants come from the beginning.
             fp = SRAM_ENTRIES - needed.fp
             if fp < 0:
-                raise CapacityError(f"FP SRAM: {node.name} needs {needed.fp:,} entries; there are {SRAM_ENTRIES:,}")
+                raise CapacityError(
+                    f"FP SRAM: {node.name} needs {needed.fp:,} entries; there are {SRAM_ENTRIES:,}", "FP SRAM"
+                )
             self.fp.append(Allocation(f"workspace of {node.name}", fp, needed.fp, number, number))
         self.workspace[node.name] = first, fp
         if needed.rows:

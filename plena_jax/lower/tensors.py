@@ -23,7 +23,16 @@ class OperatorError(PlenaError, ValueError):
 
 
 class CapacityError(PlenaError, ValueError):
-    """Tensors that do not fit a memory: names what was live."""
+    """Tensors that do not fit a memory: names what was live.
+
+    Attributes:
+        memory: which one.
+        node: number of the node that needed it, if it is known; -1 for inputs.
+    """
+
+    def __init__(self, message: str, memory: str, node: int | None = None) -> None:
+        super().__init__(message)
+        self.memory, self.node = memory, node
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,8 +74,8 @@ class Case:
     def id(self) -> str:
         """For the names of tests."""
         sizes = "-".join("x".join(map(str, shape)) for shape in self.shapes.values())
-        words = [f"{key}={value}" for key, value in self.attributes.items()]
-        places = [f"{key} in hbm" for key in self.hbm if key not in ("w",)]
+        words = [f"{key}={value}".replace(" ", "") for key, value in self.attributes.items()]
+        places = [f"{key} in hbm" for key in self.hbm if key not in ("w", "gate", "up", "down")]
         return " ".join([self.name, sizes, *words, *places])
 
     def graph(self, config: pj.MachineConfig) -> Graph:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plena_jax as pj
-from plena_jax.lower import OPERATORS, Graph, OperatorError, lower
+from plena_jax.lower import OPERATORS, CapacityError, Graph, OperatorError, lower
 from plena_jax.lower.operators import find
 
 from .cases import Case, cosine, machine, only, relative_l2, same_bits
@@ -26,7 +26,20 @@ MORE_SHAPES = [(4, 16), (1, 40), (7, 16), (3, 130)]
 UNARY = ["exp", "reciprocal", "square", "relu", "sigmoid", "tanh", "silu", "gelu"]
 VECTOR = {"weight": "activations"}
 
+WEIGHTS = {"gate": "weights", "up": "weights", "down": "weights"}
 CASES = [
+    Case("gated_ffn", {"x": (5, 23), "gate": (23, 40), "up": (23, 40), "down": (40, 23)}, hbm=WEIGHTS),
+    Case("ffn", {"x": (5, 23), "up": (23, 40), "down": (40, 23)}, {"activation": "gelu_tanh"}, hbm=WEIGHTS),
+    Case(
+        "ffn",
+        {"x": (5, 23), "up": (23, 40), "down": (40, 23), "up_bias": (1, 40), "down_bias": (1, 23)},
+        hbm=WEIGHTS | {"up_bias": "activations", "down_bias": "activations"},
+    ),
+    Case("lm_head", {"x": (5, 23), "table": (40, 23)}, hbm={"table": "weights"}),
+    *[
+        Case("embedding", {"table": (50, 40)}, {"tokens": tokens}, hbm={"table": "activations"})
+        for tokens in ((7,), (0, 49, 3, 3, 17, 20), (1, 2, 3, 4))
+    ],
     *[Case(name, {"x": shape}) for name in UNARY for shape in ((5, 23), (1, 2))],
     *[Case("gelu", {"x": (5, 23)}, {"approximate": form}) for form in ("tanh", "sigmoid")],
     *[Case("gelu", {"x": shape}, spread=4.0) for shape in SHAPES],
@@ -278,6 +291,11 @@ def graph() -> tuple[Graph, dict[str, Any]]:
         (lambda g, t: g.input("z", (0, 1)), r"input z: shape \(0, 1\); expected two positive sizes"),
         (lambda g, t: g.softmax(graph()[1]["x"]), "softmax: tensor x is not of this graph"),
         (lambda g, t: lower(g), "a graph without operators"),
+        (
+            lambda g, t: g.embedding(t["v"], tokens=(0, 1)),
+            "embedding: tokens: expected numbers from 0 to 0, got token 1",
+        ),
+        (lambda g, t: g.ffn(t["x"], t["good"], t["w"], activation="x"), "ffn: activation: expected one of silu, gelu"),
     ],
 )
 def test_wrong_arguments(apply: Any, message: str) -> None:
@@ -302,15 +320,32 @@ def test_a_cache_that_is_needed_later_is_not_changed() -> None:
         lower(g)
 
 
-def test_memory_that_does_not_fit_names_what_is_live() -> None:
-    from plena_jax.lower import CapacityError
-
+def crowded(rows: int) -> Graph:
+    """Three tensors of so many rows that are needed again after the program has used others."""
     g = Graph(machine())
-    big, more = g.input("big", (4096, 16)), g.input("more", (4000, 16))
-    g.output(big)
-    g.output(g.add(big, big.rows(0, 1)))
-    g.output(g.softmax(more))
+    x, y = g.input("x", (rows, 16)), g.input("y", (rows, 16))
+    z = g.add(x, y)
+    g.output(g.mul(g.softmax(z), x))
+    g.output(g.add(z, y))
+    return g
+
+
+def test_memory_that_does_not_fit_names_what_is_live() -> None:
     with pytest.raises(
-        CapacityError, match=r"VRAM: add needs 4,096 rows; 96 of 8,192 are free, live are big \(4,096\), more"
+        CapacityError, match=r"VRAM: softmax needs 2,600 rows; 392 of 8,192 are free, live are x \(2,600\)"
     ):
-        lower(g)
+        lower(crowded(2600), spill=False)
+    with pytest.raises(CapacityError, match=r"VRAM: y needs 4,800 rows; 3,392 of 8,192 are free"):
+        lower(crowded(4800))
+
+
+def test_what_does_not_fit_goes_to_hbm_and_comes_back() -> None:
+    lowered = lower(crowded(2600))
+    names = [node.operator.name for node in lowered.graph.nodes]
+    assert "store" in names and names.count("load") == names.count("store")
+    random = np.random.default_rng(0)
+    operands = {name: random.standard_normal((2600, 16)).astype(np.float32) for name in "xy"}
+    found, wanted = lowered(**operands), lowered.rounded(**operands)
+    assert list(found) == ["mul", "add_1"]
+    for name in wanted:
+        assert same_bits(found[name], wanted[name])

@@ -1,5 +1,14 @@
 """The kernels, one file for each family; importing this registers all operators."""
 
-from plena_jax.lower.kernels import binary, elementwise, matmul, normalization, softmax, transfer
+from plena_jax.lower.kernels import (
+    binary,
+    elementwise,
+    embedding,
+    feed_forward,
+    matmul,
+    normalization,
+    softmax,
+    transfer,
+)
 
-__all__ = ["binary", "elementwise", "matmul", "normalization", "softmax", "transfer"]
+__all__ = ["binary", "elementwise", "embedding", "feed_forward", "matmul", "normalization", "softmax", "transfer"]
