@@ -91,6 +91,7 @@ class MachineFault(PlenaError, RuntimeError):
         operand: the operand at fault, as written in the instruction (empty where the rule concerns no operand).
         value: value of that operand.
         limit: what it would have had to be.
+        section: the part of the program that the instruction is in, if it has such parts.
         state: the machine as it was before the instruction; nothing of the instruction has been done.
     """
 
@@ -105,10 +106,12 @@ class MachineFault(PlenaError, RuntimeError):
         value: int | None = None,
         limit: str = "",
         state: MachineState | None = None,
+        section: str = "",
     ) -> None:
         self.code, self.pc, self.instruction, self.rule = code, pc, instruction, rule
-        self.operand, self.value, self.limit, self.state = operand, value, limit, state
-        where = f"pc {pc}: {instruction}: " if instruction else f"pc {pc}: "
+        self.operand, self.value, self.limit, self.state, self.section = operand, value, limit, state, section
+        at = f"pc {pc} in {section}" if section else f"pc {pc}"
+        where = f"{at}: {instruction}: " if instruction else f"{at}: "
         operand_text = ""
         if operand:
             operand_text = f" (operand {operand}" + (f" = {value}" if value is not None else "") + ")"

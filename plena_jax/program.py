@@ -126,6 +126,11 @@ class Program:
             raise ProgramError(f"{path}: neither hexadecimal words nor assembly text: {error}") from None
         return assemble(text, str(path)) if looks_like_assembly(text) else cls.from_mem(text, str(path))
 
+    def section(self, pc: int) -> str:
+        """The name of the innermost section that a word is in, or nothing."""
+        around = [s for s in self.sections if s.start <= pc < s.stop]
+        return min(around, key=lambda s: s.stop - s.start).name if around else ""
+
     def to_mem(self) -> str:
         """The ``.mem`` text: one ``0x`` and eight upper-case digits a line."""
         return "".join(f"0x{word:08X}\n" for word in self.words.tolist())

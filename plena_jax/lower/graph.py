@@ -74,7 +74,11 @@ class Graph:
         """
         if name in self._names:
             raise OperatorError(f"input {name}: the graph has a tensor of that name")
-        if len(shape) != 2 or any(not isinstance(size, int) or size < 1 for size in shape):
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) != 2
+            or any(not isinstance(size, int) or size < 1 for size in shape)
+        ):
             raise OperatorError(f"input {name}: shape {shape}; expected two positive sizes")
         if role is not None and place != "hbm":
             raise OperatorError(f"input {name}: role {role} in {place}; only tensors in hbm have one")

@@ -56,6 +56,8 @@ class Operator:
         result: place and role of the result, from the same arguments as ``shape``; vector SRAM.
         places: where each tensor may be, by parameter; vector SRAM if it is not named here.
         matrix: parameters that the matrix unit fetches; all others in HBM are fetched by the vector unit.
+        roles: of arrays for parameters in HBM, where it is not "weights" for the matrix unit and "activations" for the
+            vector unit.
         shares: parameters whose memory the result may take, if nobody needs them any more.
         cost: instructions as a formula of the shape, in words.
     """
@@ -71,6 +73,7 @@ class Operator:
     result: Callable[..., tuple[Place, Role | None]] = _in_vram
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     matrix: tuple[str, ...] = ()
+    roles: Mapping[str, Role] = field(default_factory=dict)
     shares: tuple[str, ...] = ()
     cost: str = ""
 
@@ -78,6 +81,17 @@ class Operator:
     def signature(self) -> inspect.Signature:
         """Tensors by position, attributes by keyword."""
         return inspect.signature(self.reference)
+
+    @property
+    def usage(self) -> str:
+        """Name and parameters, without types."""
+        texts = []
+        for name, parameter in self.signature.parameters.items():
+            default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+            if parameter.kind is parameter.KEYWORD_ONLY and "*" not in texts:
+                texts.append("*")
+            texts.append(name + default)
+        return f"{self.name}({', '.join(texts)})"
 
     @property
     def doc(self) -> str:
@@ -89,6 +103,13 @@ class Operator:
         """Names of the tensor parameters."""
         return [n for n, p in self.signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
+    def usual(self, name: str) -> tuple[Place, Role | None]:
+        """Place and role of an array that is given for a parameter: the first place it may have."""
+        place = self.places.get(name, ("vram",))[0]
+        if place != "hbm":
+            return place, None
+        return place, self.roles.get(name, "weights" if name in self.matrix else "activations")
+
     def bind(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[list[Tensor | None], dict[str, Any]]:
         """Tensors in order, and all attributes.
 
@@ -98,7 +119,7 @@ class Operator:
         try:
             bound = self.signature.bind(*arguments, **keywords)
         except TypeError as error:
-            raise OperatorError(f"{self.name}: {error}; its signature is {self.name}{self.signature}") from None
+            raise OperatorError(f"{self.name}: {error}; its signature is {self.usage}") from None
         bound.apply_defaults()
         tensors: list[Tensor | None] = []
         for name in self.tensors:

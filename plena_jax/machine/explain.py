@@ -33,7 +33,7 @@ def explain(program: Program, state: MachineState, config: MachineConfig) -> Mac
     if entry is not None and code is not Fault.INVALID_OPCODE:
         why = _why(code, entry, word, state, config)
     text = describe_word(word) if entry is not None else f".word 0x{word:08X}"
-    return MachineFault(code=code, pc=pc, instruction=text, state=state, **why._asdict())
+    return MachineFault(code=code, pc=pc, instruction=text, section=program.section(pc), state=state, **why._asdict())
 
 
 def _why(code: Fault, entry: Instruction, word: int, state: MachineState, config: MachineConfig) -> _Why:

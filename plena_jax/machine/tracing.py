@@ -77,6 +77,7 @@ class Executed:
         instruction: disassembly.
         unit: functional unit.
         effects: what it wrote.
+        section: the innermost section of the program that it is in, or nothing.
     """
 
     tick: int
@@ -84,6 +85,7 @@ class Executed:
     instruction: str
     unit: str
     effects: tuple[Effect, ...]
+    section: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; numbers that JSON does not have ("nan", "inf", "-inf") as text."""
@@ -234,7 +236,8 @@ def _executed(program: Program, before: tuple[np.ndarray, np.ndarray], seen: _Se
     elif entry.mnemonic == "S_ST_INT":
         base = int(core[word >> Field.RS1.shift & Field.RS1.limit]) + (word >> Field.IMM18.shift)
         effects.append(Effect(f"int_sram[{base & 0xFFFFFFFF}]", (int(core[rd]),), 1))
-    return Executed(int(core[lanes.TICKS]), pc, describe_word(word), entry.unit.value, tuple(effects))
+    tick, text, unit = int(core[lanes.TICKS]), describe_word(word), entry.unit.value
+    return Executed(tick, pc, text, unit, tuple(effects), program.section(pc))
 
 
 _NAMED = {lanes.SCALE: "scale", lanes.STRIDE: "stride", lanes.MASK: "v_mask"}

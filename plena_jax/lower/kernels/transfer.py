@@ -153,6 +153,7 @@ register(
         workspace=update_workspace,
         result=update_result,
         places={"cache": ("hbm",)},
+        roles={"cache": "kv"},
         shares=("cache",),
         cost="4 for each HBM_V_Writeback_Amount rows of each block of x",
     )
