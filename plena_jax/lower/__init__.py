@@ -2,6 +2,7 @@
 
 from plena_jax.lower.builder import ProgramBuilder as ProgramBuilder
 from plena_jax.lower.graph import Graph as Graph
+from plena_jax.lower.lowered import Cost as Cost
 from plena_jax.lower.lowered import Lowered as Lowered
 from plena_jax.lower.lowered import lower as lower
 from plena_jax.lower.operators import OPERATORS as OPERATORS

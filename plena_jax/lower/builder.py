@@ -17,6 +17,8 @@ from plena_jax.program import Program, Section
 _IMM18 = Field.IMM18.limit
 _IMM22 = Field.IMM22.limit
 _WORD = 1 << 32
+#: Words of a loop's body up to which it is repeated.
+_UNROLLED_WORDS = 64
 
 
 class ProgramBuilder(Instructions):
@@ -194,7 +196,7 @@ class ProgramBuilder(Instructions):
     # -- structure ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def loop(self, count: int, *steps: tuple[Gp, int], index: bool = False) -> Iterator[Gp | None]:
+    def loop(self, count: int, *steps: tuple[Gp, int], index: bool = False, unroll: int = 1) -> Iterator[Gp | None]:
         """Execute the body ``count`` times, as a loop of the machine.
 
         A body that is longer than the machine's loop guard allows is repeated in the program instead; a body that
@@ -204,6 +206,7 @@ class ProgramBuilder(Instructions):
             count: at least 1.
             steps: registers with what is added to each after every execution, the last included.
             index: give a register that counts from 0, else None.
+            unroll: repeat a short body without loops in it up to so many times in each turn.
 
         Raises:
             BuildError: a count that is not positive or too large, or no register left.
@@ -213,22 +216,44 @@ class ProgramBuilder(Instructions):
         with self.scope():
             number = self.gp(0, "index of a loop") if index else None
             counter = self.gp(purpose="counter of a loop") if count > 1 else None
-            start, before = len(self._words), self.instructions
+            start, before, sections = len(self._words), self.instructions, len(self._sections)
             self.loops += 1
+            inside = self.loops
             if counter is not None:
                 self.c_loop_start(counter, count)
             yield number
             for register, amount in (*steps, *([(number, 1)] if number is not None else [])):
                 self.add(register, register, amount)
+            straight = self.loops == inside and len(self._sections) == sections
             self.loops += 1
-            if counter is None:
+            if counter is not None:
+                self._close(counter, start, count, self.instructions - before - 1, unroll if straight else 1)
+
+    def _close(self, counter: Gp, start: int, count: int, each: int, unroll: int) -> None:
+        """End the loop that starts at word ``start`` and has executed ``each`` instructions in its body."""
+        guard = self.config.max_loop_instructions
+        body = self._words[start + 1 :]
+        times = self._times(count, unroll, len(body))
+        if times > 1 and times * len(body) + 1 <= guard:
+            del self._words[start:]
+            if times == count:
+                self._words += body * times
                 return
-            each = self.instructions - before - 1
-            if each + 1 <= self.config.max_loop_instructions:
-                self.c_loop_end(counter)
-                self._repeated += (count - 1) * (each + 1)
-            else:
-                self._unroll(start, count, each)
+            self.c_loop_start(counter, count // times)
+            self._words += body * times
+            each *= times
+            count //= times
+        if each + 1 <= guard:
+            self.c_loop_end(counter)
+            self._repeated += (count - 1) * (each + 1)
+        else:
+            self._unroll(start, count, each)
+
+    @staticmethod
+    def _times(count: int, most: int, words: int) -> int:
+        """How often a body of so many words is repeated in a turn: a divisor of the count."""
+        limit = min(most, _UNROLLED_WORDS // max(words, 1))
+        return max((n for n in range(1, limit + 1) if count % n == 0), default=1)
 
     def _unroll(self, start: int, count: int, each: int) -> None:
         """Replace the open loop that starts at word ``start`` by copies of its body."""

@@ -18,6 +18,9 @@ from plena_jax.machine.transfer import BLOCK
 #: The largest magnitude of a BF16 scalar: seeds maxima, and stands where nothing counts.
 LARGE = 3.3895313892515355e38
 
+#: Times that the body of an inner loop is repeated at most: the end of a loop costs as much as an instruction.
+UNROLL = 8
+
 #: Gives the address register of a row of a block of an operand.
 Pointer = Callable[..., Gp]
 
@@ -99,7 +102,7 @@ class Kernel:
         """
         with self.b.scope():
             pointers = _Pointers(self.b, [(o, True) for o in operands] + [(o, False) for o in fixed])
-            with self.b.loop(count, *pointers.steps):
+            with self.b.loop(count, *pointers.steps, unroll=UNROLL):
                 yield pointers
 
     @contextmanager
@@ -121,11 +124,12 @@ class Kernel:
             own = [registers[o.at(first), o.pitch] for o in operands]
             if together:
                 steps = [(r, key[1] if rows == 1 else lanes) for key, r in registers.items()]
-                with self.b.loop((stop - first) * rows, *steps):
+                with self.b.loop((stop - first) * rows, *steps, unroll=UNROLL):
                     yield own
             else:
                 ends = [(r, key[1] - rows * lanes) for key, r in registers.items()]
-                with self.b.loop(stop - first, *ends), self.b.loop(rows, *[(r, lanes) for r in registers.values()]):
+                inner = [(r, lanes) for r in registers.values()]
+                with self.b.loop(stop - first, *ends), self.b.loop(rows, *inner, unroll=UNROLL):
                     yield own
 
     # -- transfers ----------------------------------------------------------------------------------------------------
@@ -151,7 +155,10 @@ class Kernel:
             row, offset = b.gp(out.address, out.name), b.gp(matrix.offset(0, 0), matrix.name)
             across = lanes * matrix.bits // 8 - turns * step * matrix.stride
             ends = [(row, out.pitch - turns * step * lanes), (offset, across)]
-            with b.loop(out.blocks, *ends), b.loop(turns, (row, step * lanes), (offset, step * matrix.stride)):
+            with (
+                b.loop(out.blocks, *ends),
+                b.loop(turns, (row, step * lanes), (offset, step * matrix.stride), unroll=UNROLL),
+            ):
                 b.h_prefetch_v(row, offset, base, 1, matrix.precision)
 
     def store(self, x: Rows, matrix: Matrix, row: int, keep: bool = False) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from plena_jax import hbm
 from plena_jax.bits import Array, array_module
 from plena_jax.config import MachineConfig, Precision
+from plena_jax.errors import EngineError
 from plena_jax.formats import MXFormat
 from plena_jax.isa.instruction import SRAM_ENTRIES
 from plena_jax.lower.builder import ProgramBuilder
@@ -24,10 +25,29 @@ from plena_jax.lower.rounded import Rounded
 from plena_jax.lower.spill import plan_with_spills
 from plena_jax.lower.tensors import CapacityError, OperatorError, Rows, Tensor
 from plena_jax.machine import rounding
-from plena_jax.machine.run import run
+from plena_jax.machine.resolved import integers_after
+from plena_jax.machine.run import engine_for, run
 from plena_jax.machine.state import MachineState, hbm_allocation, vram_allocation
 from plena_jax.machine.transfer import vram_format
 from plena_jax.program import Program
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a program takes.
+
+    Attributes:
+        instructions: executed.
+        cycles: modelled, without HBM transfer times.
+        by_unit: instructions by functional unit.
+        read, written: bytes of HBM, in blocks of 64.
+    """
+
+    instructions: int
+    cycles: int
+    by_unit: dict[str, int]
+    read: int
+    written: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +152,21 @@ class Lowered:
     def __call__(self, **inputs: Any) -> dict[str, jax.Array]:
         """The outputs of the graph, by name; can be traced and differentiated."""
         return self.read(self.run(**inputs))
+
+    def cost(self) -> Cost:
+        """What a run takes, without running it.
+
+        Raises:
+            EngineError: addresses depend on data.
+        """
+        with jax.ensure_compile_time_eval():
+            state = MachineState.create(self.config, vram_rows=self.vram_rows)
+        choice = engine_for(self.program, state, self.config)
+        if choice.trace is None:
+            raise EngineError(f"cost: {choice.reason}: only a run knows")
+        known = jax.tree.map(np.asarray, state)
+        after = known.replace(**integers_after(choice.trace, known))
+        return Cost(after.instructions, after.latency_cycles, after.instructions_by_unit, *after.hbm_traffic)
 
     def rounded(self, **inputs: Any) -> dict[str, jax.Array]:
         """The outputs with every rounding of the machine, in its order, from the operators' references."""

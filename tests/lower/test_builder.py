@@ -127,7 +127,7 @@ def test_an_address_that_does_not_exist() -> None:
 # -- loops ------------------------------------------------------------------------------------------------------------
 
 
-def counting(b: ProgramBuilder, counts: list[int]) -> Gp:
+def counting(b: ProgramBuilder, counts: list[int], unroll: int = 1) -> Gp:
     """Nested loops whose innermost body counts."""
     total = b.gp(0, "total")
 
@@ -135,24 +135,25 @@ def counting(b: ProgramBuilder, counts: list[int]) -> Gp:
         if not counts:
             b.s_addi_int(total, total, 1)
             return
-        with b.loop(counts[0]):
+        with b.loop(counts[0], unroll=unroll):
             nest(counts[1:])
-            with b.section(f"after {len(counts)}"):
-                b.s_addi_int(total, total, 1000)
+            if len(counts) > 1:
+                with b.section(f"after {len(counts)}"):
+                    b.s_addi_int(total, total, 1000)
 
     nest(counts)
     return total
 
 
 def counted(counts: list[int]) -> int:
-    return 1 if not counts else counts[0] * (counted(counts[1:]) + 1000)
+    return 1 if not counts else counts[0] * (counted(counts[1:]) + 1000 * (len(counts) > 1))
 
 
 @settings(max_examples=25)
-@given(st.lists(st.integers(1, 6), max_size=4), st.sampled_from([3, 5, 9, 20, 100, 100_000]))
-def test_loops_run_their_bodies(counts: list[int], guard: int) -> None:
+@given(st.lists(st.integers(1, 6), max_size=4), st.sampled_from([3, 5, 9, 20, 100, 100_000]), st.integers(1, 5))
+def test_loops_run_their_bodies(counts: list[int], guard: int, unroll: int) -> None:
     b = builder(max_loop_instructions=guard)
-    total = counting(b, counts)
+    total = counting(b, counts, unroll)
     state = pj.MachineState.create(b.config, vram_rows=1)
     final = pj.run(b.program(), state, b.config, engine="architectural")
     assert final.gp[total] == counted(counts)
@@ -174,6 +175,22 @@ def test_a_body_beyond_the_guard_is_repeated_with_its_sections() -> None:
         assert texts[section.start : section.stop] == ["S_ADDI_INT"] * 2
     assert Section("all", 1, len(program)) in program.sections
     assert registers_after(b)[total] == 12
+
+
+def test_short_bodies_are_repeated_where_that_is_asked_for() -> None:
+    def words(count: int, unroll: int) -> list[str]:
+        b = builder()
+        total = b.gp(0)
+        with b.loop(count, (total, 3), unroll=unroll):
+            b.s_addi_int(total, total, 1)
+        assert registers_after(b)[total] == 4 * count
+        return [line.split()[0] for line in b.program().disassemble()]
+
+    assert words(12, 1).count("S_ADDI_INT") == 3
+    assert words(12, 4).count("S_ADDI_INT") == 9
+    assert words(12, 5).count("S_ADDI_INT") == 9, "four is the largest divisor of 12"
+    assert words(7, 4).count("S_ADDI_INT") == 3
+    assert "C_LOOP_START" not in words(3, 4)
 
 
 def test_steps_and_index_of_a_loop() -> None:

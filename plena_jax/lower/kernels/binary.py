@@ -162,6 +162,17 @@ def _emit(kind: str, k: Kernel, out: Rows, x: Rows, y: Rows) -> None:
                     b.v_mul_vv(at(out, block), at(out, block), at(mask))
 
 
+def _emit_alike(kind: str, k: Kernel, out: Rows, x: Rows, y: Rows) -> None:
+    """Operands of one shape, vector after vector."""
+    b = k.b
+    with b.scope():
+        spare = b.gp(k.scratch, "scratch")
+        with k.each_vector(out, x, y) as (target, first, second):
+            rows = {out: target, y: second, x: first}
+            at = lambda operand, block=0: rows[operand]
+            _BLOCKS[kind](_Operands(k, at, out, x, y, spare, {}, None), 0, False)
+
+
 def _minus_ones(k: Kernel, mask: Rows, behind: Rows) -> None:
     b = k.b
     with b.scope():

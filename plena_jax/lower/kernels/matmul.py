@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from plena_jax.config import MachineConfig
-from plena_jax.lower.kernel import Kernel, constant_rows
+from plena_jax.lower.kernel import UNROLL, Kernel, constant_rows
 from plena_jax.lower.operators import Operator, Workspace, expect, register
 from plena_jax.lower.registers import Ar, Gp
 from plena_jax.lower.rounded import Rounded
@@ -149,7 +149,7 @@ class Product:
         with b.scope():
             tile, offset = b.gp(0, "tile"), b.gp(purpose="offset in HBM")
             b.add(offset, source, 0)
-            with b.loop(groups, (tile, fetched), (offset, self._along_k)):
+            with b.loop(groups, (tile, fetched), (offset, self._along_k), unroll=UNROLL):
                 b.h_prefetch_m(tile, offset, base, 1, self.w.precision)
 
     def _columns(self, source: Gp, base: Ar, target: Gp, first: int, tiles: int, resident: int) -> None:
@@ -164,7 +164,7 @@ class Product:
                 row, result = b.gp(self.x.at(first), self.x.name), b.gp(purpose="result")
                 b.add(result, lane, 0)
                 step = size * lanes
-                with b.loop(-(-self.x.shape[0] // size), (row, step), (result, step)):
+                with b.loop(-(-self.x.shape[0] // size), (row, step), (result, step), unroll=UNROLL):
                     self._sum(source, base, column, row, tiles, resident, one_row)
                     if one_row:
                         b.m_mv_wo(result, 0)
