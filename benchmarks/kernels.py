@@ -1,0 +1,189 @@
+"""Instructions and cycles of kernels, beside those of the published compiler's programs; and what making them takes.
+
+    python benchmarks/kernels.py [--json]
+
+Both sides begin with operands in HBM and are executed by the same machine: dynamic instructions, modelled cycles
+without HBM transfer times. Numbers of published programs are those of the recorded ones in ``../shared/conformance``,
+measured anew where that folder is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import plena_jax as pj  # noqa: E402
+from plena_jax.conformance import Case  # noqa: E402
+from plena_jax.isa.instruction import OPCODE_MASK  # noqa: E402
+from plena_jax.isa.table import BY_MNEMONIC  # noqa: E402
+from plena_jax.lower import Graph, Lowered, Tensor, lower  # noqa: E402
+from plena_jax.machine.record import Record  # noqa: E402
+from plena_jax.machine.resolved import integers_after  # noqa: E402
+
+RECORDED = ROOT.parent / "shared" / "conformance" / "programs"
+Build = Callable[[Graph], Tensor]
+
+
+def rows(g: Graph, name: str, shape: tuple[int, int]) -> Tensor:
+    """Activations, fetched to vector SRAM."""
+    return g.load(g.input(name, shape, "hbm", "activations"))
+
+
+def weights(g: Graph, name: str, shape: tuple[int, int]) -> Tensor:
+    """Weights in HBM."""
+    return g.input(name, shape, "hbm", "weights")
+
+
+def gated(r: int, hidden: int, inner: int) -> Build:
+    """A gated FFN."""
+    return lambda g: g.gated_ffn(
+        rows(g, "x", (r, hidden)),
+        weights(g, "gate", (hidden, inner)),
+        weights(g, "up", (hidden, inner)),
+        weights(g, "down", (inner, hidden)),
+    )
+
+
+def linear(r: int, k: int, n: int) -> Build:
+    """A product."""
+    return lambda g: g.linear(rows(g, "x", (r, k)), weights(g, "w", (k, n)))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel and the published program that does the same.
+
+    Attributes:
+        name: of both.
+        case: the recorded program.
+        instructions, cycles: of that.
+        build: ours.
+        note: where the two differ.
+    """
+
+    name: str
+    case: str
+    instructions: int
+    cycles: int
+    build: Build
+    note: str = ""
+
+
+def entries() -> list[Entry]:
+    """What is compared."""
+    unary = lambda name, shape: lambda g: g.apply(name, rows(g, "x", shape))
+    seed = "its maximum is not seeded for each row"
+    gate = "its SiLU is on the up projection"
+    return [
+        Entry("linear 64x64x128", "aten_linear", 5930, 38168, linear(64, 64, 128)),
+        Entry(
+            "linear 64x384x192", "aten_linear_k384_n192", 31262, 321452, linear(64, 384, 192), "it rounds partial sums"
+        ),
+        Entry("softmax 64x64", "aten_softmax", 1046, 1670, unary("softmax", (64, 64)), seed),
+        Entry("rms_norm 4x64", "aten_rms_norm", 91, 118, unary("rms_norm", (4, 64))),
+        Entry("rms_norm 8x256", "aten_rms_norm_h256_b8", 354, 570, unary("rms_norm", (8, 256))),
+        Entry("layer_norm 4x64", "aten_layer_norm", 112, 167, unary("layer_norm", (4, 64)), "it cancels"),
+        Entry("layer_norm 8x192", "aten_layer_norm_h192", 375, 705, unary("layer_norm", (8, 192)), "it cancels"),
+        Entry("gated_ffn 64x64x128", "aten_ffn", 11822, 108696, gated(64, 64, 128), gate),
+        Entry("gated_ffn 8x128x384", "aten_ffn_h128", 7895, 80479, gated(8, 128, 384), gate),
+        Entry(
+            "add 16x256",
+            "aten_embedding_add_h256",
+            380,
+            348,
+            lambda g: g.add(rows(g, "x", (16, 256)), rows(g, "y", (16, 256))),
+        ),
+    ]
+
+
+def published(entry: Entry) -> tuple[int, int]:
+    """Instructions and cycles of the recorded program."""
+    path = RECORDED / f"{entry.case}.npz"
+    if not path.exists():
+        return entry.instructions, entry.cycles
+    case = Case.load(path)
+    state = pj.MachineState.create(case.config, vram_rows=64)
+    trace = pj.engine_for(case.program, state, case.config).trace
+    assert trace is not None
+    start = state.replace(**{name: np.asarray(getattr(state, name)) for name in ("counts", "cycles", "hbm_blocks")})
+    after = start.replace(**integers_after(trace, start))
+    return after.instructions, after.latency_cycles
+
+
+def lowered(build: Build) -> Lowered:
+    """The program of a kernel on the published machine."""
+    g = Graph(pj.MachineConfig())
+    g.output(build(g))
+    return lower(g)
+
+
+def compared() -> list[dict[str, Any]]:
+    """Ours beside the published ones."""
+    table = []
+    for entry in entries():
+        program = lowered(entry.build)
+        cost, (instructions, cycles) = program.cost(), published(entry)
+        table.append(
+            {
+                "kernel": entry.name,
+                "published instructions": instructions,
+                "instructions": cost.instructions,
+                "published cycles": cycles,
+                "cycles": cost.cycles,
+                "words": len(program.program),
+                "note": entry.note,
+            }
+        )
+    return table
+
+
+def making() -> dict[str, float]:
+    """Seconds of making a large program, and the share of its datapath that multiplies."""
+    build = linear(64, 576, 1536)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        program = lowered(build)
+        seconds.append(time.perf_counter() - start)
+    state = pj.MachineState.create(program.config, vram_rows=program.vram_rows)
+    trace = pj.engine_for(program.program, state, program.config).trace
+    assert trace is not None
+    multiply = BY_MNEMONIC["M_MM"].opcode
+    executed = program.program.words[trace.records[:, Record.PC]] & OPCODE_MASK
+    share = float(np.mean(executed == multiply))
+    return {"linear 64x576x1536: seconds to make": min(seconds), "share of M_MM in datapath steps": share}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    table, made = compared(), making()
+    if options.json:
+        print(json.dumps({"kernels": table, "making": made}, indent=1))
+        return
+    print(f"{'kernel':22} {'instructions':>22} {'cycles':>22} {'words':>7}  note")
+    print(f"{'':22} {'published':>11}{'ours':>11} {'published':>11}{'ours':>11}")
+    for row in table:
+        print(
+            f"{row['kernel']:22} {row['published instructions']:11,}{row['instructions']:11,} "
+            f"{row['published cycles']:11,}{row['cycles']:11,} {row['words']:7,}  {row['note']}"
+        )
+    for name, value in made.items():
+        print(f"{name:40} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()
