@@ -35,13 +35,14 @@ def test_examples_print_what_their_comments_say(capsys: pytest.CaptureFixture[st
     assert names["codes"].dtype == "uint32"
 
 
-def test_examples_of_gradients(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("page", "prints"), [("docs/gradients.md", 3), ("docs/lowering.md", 4)])
+def test_examples_of_pages(page: str, prints: int, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    text = "\n".join(blocks("docs/gradients.md"))
+    text = "\n".join(blocks(page))
     exec(text, names)
     said = re.findall(r"^print\(.*\)  # (.*)$", text, re.MULTILINE)
     assert capsys.readouterr().out.splitlines() == said
-    assert len(said) == 3
+    assert len(said) == prints
 
 
 def test_the_commands_exist() -> None:
