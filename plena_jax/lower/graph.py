@@ -114,9 +114,10 @@ class Graph:
         """
         operator = find(name)
         tensors, attributes = operator.bind(arguments, keywords)
-        for tensor in tensors:
+        for parameter, tensor in zip(operator.tensors, tensors, strict=True):
             if tensor is not None:
                 self._own(name, tensor)
+                self._check_view(f"{name}: {parameter}", tensor)
         if operator.expand is not None:
             with self.scope(name):
                 return operator.expand(self, *tensors, **attributes)
@@ -150,6 +151,15 @@ class Graph:
             tensor.root is known for known in (*self.inputs, *(node.output for node in self.nodes))
         ):
             raise OperatorError(f"{name}: tensor {tensor.name} is not of this graph")
+
+    def _check_view(self, what: str, tensor: Tensor) -> None:
+        """Columns of a view are whole blocks: what is behind them must be zero."""
+        first, stop, lanes = tensor.start[1], tensor.start[1] + tensor.shape[1], self.config.mlen
+        if first % lanes or (stop % lanes and stop != tensor.root.shape[1]):
+            raise OperatorError(
+                f"{what} ({tensor.name}): expected columns from a multiple of {lanes} to one or to the end, got "
+                f"{first} to {stop}"
+            )
 
     def unique(self, name: str) -> str:
         """A name that no tensor has yet, and that none gets later."""

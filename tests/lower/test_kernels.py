@@ -85,6 +85,9 @@ CASES = [
     Case(
         "linear", {"x": (5, 300), "w": (40, 300)}, {"accumulate": "rounded", "transposed": True}, hbm={"w": "weights"}
     ),
+    Case("batched_matmul", {"x": (15, 16), "w": (48, 23)}, {"batch": 3}, hbm={"w": "kv"}),
+    Case("batched_matmul", {"x": (10, 23), "w": (46, 40)}, {"batch": 2}, hbm={"w": "weights"}),
+    Case("batched_matmul", {"x": (2, 23), "w": (32, 23)}, {"batch": 2, "transposed": True}, hbm={"w": "kv"}),
     *[Case("load", {"x": shape}, hbm={"x": "activations"}) for shape in SHAPES],
     *[Case("store", {"x": shape}, {"role": role}) for shape in SHAPES for role in ("activations", "kv")],
     *[
@@ -284,6 +287,19 @@ def graph() -> tuple[Graph, dict[str, Any]]:
         ),
         (lambda g, t: g.clamp(t["x"], low=1.0, high=0.0), "clamp: low, high: expected low below high"),
         (lambda g, t: g.update(t["cache"], t["x"], row=6), "update: row: expected 0 to 4, so that 4 rows fit, got 6"),
+        (
+            lambda g, t: g.batched_matmul(t["x"], t["w"], batch=5),
+            r"rows of x \(x\): expected a multiple of batch 5, got 4",
+        ),
+        (
+            lambda g, t: g.batched_matmul(t["x"], t["w"], batch=2),
+            "rows of each of the 2 matrices of w .w.: expected 40, got 12",
+        ),
+        (
+            lambda g, t: g.softmax(t["x"].columns(8, 40)),
+            r"softmax: x \(x\[0:4, 8:40\]\): expected columns from a multiple of 16",
+        ),
+        (lambda g, t: g.softmax(t["x"].columns(0, 20)), r"expected columns from a multiple of 16 to one or to the end"),
         (lambda g, t: g.store(t["x"], role="weights"), "store: role: expected activations or kv, got 'weights'"),
         (lambda g, t: t["x"].rows(3, 9), "x: rows 3 to 9; allowed: inside the 4"),
         (lambda g, t: g.apply("conv5d", t["x"]), "no operator 'conv5d'; there are add"),

@@ -1,14 +1,7 @@
 """The kernels, one file for each family; importing this registers all operators."""
 
-from plena_jax.lower.kernels import (
-    binary,
-    elementwise,
-    embedding,
-    feed_forward,
-    matmul,
-    normalization,
-    softmax,
-    transfer,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["binary", "elementwise", "embedding", "feed_forward", "matmul", "normalization", "softmax", "transfer"]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
