@@ -142,7 +142,8 @@ class _Planner:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.config = graph, graph.config
         self.last = last_uses(graph)
-        self.pool = Pool("VRAM", self.config.vector_sram_size, "rows")
+        # Products of views read whole groups of rows: a few behind the last one exist too.
+        self.pool = Pool("VRAM", self.config.vector_sram_size - row_unit(self.config), "rows")
         self.found: list[Allocation] = []
         self.hbm: list[Allocation] = []
         self.matrices: dict[str, Matrix] = {}

@@ -348,10 +348,10 @@ def crowded(rows: int) -> Graph:
 
 def test_memory_that_does_not_fit_names_what_is_live() -> None:
     with pytest.raises(
-        CapacityError, match=r"VRAM: softmax needs 2,600 rows; 392 of 8,192 are free, live are x \(2,600\)"
+        CapacityError, match=r"VRAM: softmax needs 2,600 rows; 388 of 8,188 are free, live are x \(2,600\)"
     ):
         lower(crowded(2600), spill=False)
-    with pytest.raises(CapacityError, match=r"VRAM: y needs 4,800 rows; 3,392 of 8,192 are free"):
+    with pytest.raises(CapacityError, match=r"VRAM: y needs 4,800 rows; 3,388 of 8,188 are free"):
         lower(crowded(4800))
 
 

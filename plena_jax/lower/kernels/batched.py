@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from plena_jax.config import MachineConfig
 from plena_jax.lower.kernel import Kernel
 from plena_jax.lower.kernels.matmul import Product
-from plena_jax.lower.operators import Operator, register
+from plena_jax.lower.operators import Operator, Workspace, register
 from plena_jax.lower.rounded import Rounded
-from plena_jax.lower.tensors import Matrix, OperatorError, Rows, Shape, Tensor
+from plena_jax.lower.tensors import Matrix, OperatorError, Rows, Shape, Tensor, round_up, row_unit, vram_rows
 
 
 def reference(x: jax.Array, w: jax.Array, *, batch: int, transposed: bool = False) -> jax.Array:
@@ -47,17 +47,30 @@ def shape(config: MachineConfig, x: Tensor, w: Tensor, *, batch: int, transposed
     return x.shape[0], n
 
 
-def emit(k: Kernel, out: Rows, x: Rows, w: Matrix, *, batch: int, transposed: bool) -> None:
-    """One product after the other.
+def workspace(config: MachineConfig, x: Tensor, w: Tensor, *, batch: int, transposed: bool) -> Workspace:
+    """One result, if its rows are not a multiple of BLEN: products write that many at once."""
+    rows, n = x.shape[0] // batch, (w.shape[0] // batch if transposed else w.shape[1])
+    return Workspace(rows=vram_rows(config, (rows, n)) if rows % config.blen else 0)
 
-    What a product writes behind its last row the next one overwrites. Registers as ``linear``.
+
+def emit(k: Kernel, out: Rows, x: Rows, w: Matrix, *, batch: int, transposed: bool) -> None:
+    """One product after the other, through the workspace if their rows are not a multiple of BLEN.
+
+    Registers as ``linear``. FP SRAM: 1.
     """
-    rows, height = x.shape[0] // batch, w.shape[0] // batch
+    b, lanes, rows, height = k.b, out.lanes, x.shape[0] // batch, w.shape[0] // batch
     part = lambda of, i: Rows(of.name, of.at(0, i * rows), (rows, of.shape[1]), of.lanes, of.pitch)
+    held = Rows("workspace", k.scratch, (rows, out.shape[1]), lanes, round_up(rows, row_unit(k.config)) * lanes)
     for i in range(batch):
         start = w.start[0] + i * height, w.start[1]
         matrix = Matrix((height, w.shape[1]), w.tensor, w.role, start)
-        Product(k, part(x, i), matrix, transposed).emit(part(out, i))
+        target, copied = part(out, i), rows % k.config.blen != 0
+        Product(k, part(x, i), matrix, transposed).emit(held if copied else target)
+        if copied:
+            with b.scope():
+                one = b.fp(1.0)
+                with k.each_vector(held, target) as (source, row):
+                    b.v_mul_vf(row, source, one)
 
 
 register(
@@ -68,6 +81,7 @@ register(
         rounded=rounded,
         shape=shape,
         emit=emit,
+        workspace=workspace,
         places={"w": ("hbm",)},
         matrix=("w",),
         cost="batch times linear",
