@@ -234,6 +234,7 @@ register(
         workspace=workspace,
         places={"k": ("hbm",), "v": ("hbm",), "mask": ("vram", "hbm"), "sinks": ("vram", "hbm")},
         matrix=("k", "v"),
+        roles={"k": "kv", "v": "kv"},
         cost="for each head, group of MLEN queries and tile of keys that is seen two products (see linear) and rows * "
         "(17 + 4 * blocks)",
     )
