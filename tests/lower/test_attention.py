@@ -56,6 +56,7 @@ MORE = [
     attention(5, 40, 16, 4, 2, causal=True, query_offset=35, with_=("mask", "sinks"), hbm=("mask", "sinks")),
     attention(1, 40, 16, 4, 1, kv_length=33),
     attention(1, 1, 16),
+    attention(1, 20, 8, 6, 2, with_=("sinks",)),
     attention(3, 7, 1, 3),
     attention(5, 23, 5, 6, 3, with_=("sinks",)),
     attention(5, 23, 24, 4, 2, causal=True, query_offset=2),

@@ -218,9 +218,9 @@ def workspace(
     config: MachineConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, **attributes: Any
 ) -> Workspace:
     """Scores, parts of results and what is seen, for a group of queries; running values in FP SRAM."""
-    g = Geometry.of(config, q, k, **attributes)
+    g = Geometry.of(config, q, k, mask is not None, **attributes)
     room = Room.of(g, mask is not None and mask.place == "hbm", sinks)
-    return Workspace(rows=room.end, fp=2 * min(g.group, g.rows) + (g.heads if sinks is not None else 0))
+    return Workspace(rows=room.end, fp=2 * g.stack + (g.heads if sinks is not None else 0))
 
 
 register(

@@ -67,6 +67,7 @@ class Geometry:
         heads, kv_heads: of queries; of keys and values.
         scale: of scores.
         causal, window, offset: which keys a query sees.
+        masked: whether a mask is added to scores.
     """
 
     config: MachineConfig
@@ -79,9 +80,10 @@ class Geometry:
     causal: bool
     window: int | None
     offset: int
+    masked: bool
 
     @classmethod
-    def of(cls, config: MachineConfig, q: Any, k: Any, **attributes: Any) -> Geometry:
+    def of(cls, config: MachineConfig, q: Any, k: Any, masked: bool = False, **attributes: Any) -> Geometry:
         """From matrices, or whatever else has a shape, and the attributes of the operator."""
         heads = attributes["heads"]
         size = q.shape[1] // heads
@@ -97,6 +99,7 @@ class Geometry:
             attributes["causal"],
             attributes["window"],
             attributes["query_offset"],
+            masked,
         )
 
     @cached_property
@@ -104,6 +107,20 @@ class Geometry:
         """Query rows whose keys are looked at together."""
         unit = row_unit(self.config)
         return max(unit, min(self.config.mlen, _MOST_ROWS) // unit * unit)
+
+    @cached_property
+    def stacked(self) -> int:
+        """Query heads that are taken as more rows of one, as they have the same keys: products take BLEN rows at once.
+
+        With a mask, which would have to be repeated, one.
+        """
+        shared = self.heads // self.kv_heads
+        return shared if not self.masked and shared * self.rows <= self.group else 1
+
+    @property
+    def stack(self) -> int:
+        """Rows of the largest group, of all heads that are taken together."""
+        return min(self.group, self.rows) * self.stacked
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -164,10 +181,12 @@ class Room:
     def of(cls, g: Geometry, has_mask: bool, sinks: Tensor | None) -> Room:
         """The parts that an attention needs."""
         unit = row_unit(g.config)
-        held = round_up(min(g.group, g.rows), unit)
+        # Whole transfers and products write behind the last head.
+        rows = min(g.group, g.rows)
+        held = round_up(g.stack - rows + round_up(rows, unit), unit)
         heads = [place(head) for head in range(g.heads) for place in (g.query, g.key)]
         blocks = max(head.blocks for head in heads)
-        apart = 0 if all(head.whole for head in heads) else held * blocks
+        apart = 0 if g.stacked == 1 and all(head.whole for head in heads) else held * blocks
         patterns = max(sum(2 * rows for rows in _pattern_rows(g, first, count)) for first, count in g.groups)
         sizes = [held, held * blocks, apart, apart, unit * blocks if apart else 0, held if has_mask else 0, patterns]
         if sinks is not None:
@@ -185,13 +204,13 @@ def _pattern_rows(g: Geometry, first: int, count: int) -> list[int]:
 
 def patterns_of(g: Geometry, first: int, count: int) -> dict[bytes, np.ndarray]:
     """What a group sees of tiles that it does not see wholly, equal ones once; one row if it is the same for all."""
-    found = [pattern_of(seen) for _, seen in g.tiles(first, count) if seen is not None]
+    found = [pattern_of(g, seen) for _, seen in g.tiles(first, count) if seen is not None]
     return {key_of(pattern): pattern for pattern in found}
 
 
-def pattern_of(seen: np.ndarray) -> np.ndarray:
-    """What queries see of a tile: one row if it is the same for all."""
-    return seen[:1] if (seen == seen[:1]).all() else seen
+def pattern_of(g: Geometry, seen: np.ndarray) -> np.ndarray:
+    """What queries see of a tile, of all heads that are taken together: one row if it is the same for all."""
+    return seen[:1] if (seen == seen[:1]).all() else np.tile(seen, (g.stacked, 1))
 
 
 def key_of(pattern: np.ndarray) -> bytes:

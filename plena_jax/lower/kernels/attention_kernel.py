@@ -28,12 +28,13 @@ def emit(
 
     A head that begins or ends inside of a block is copied with zeros around it, so that the products over whole blocks
     see nothing else of them; its result is cut out in the same way. If the head of keys has other lanes, the copy is
-    shifted up, or multiplied with a permutation.
+    shifted up, or multiplied with a permutation. Few queries (a row to decode) of heads that share keys are taken as
+    queries of one head.
 
     FP SRAM: -LARGE, LARGE, 1 and the scale; workspace: maximum and denominator of each query of a group; sinks.
     Registers: f for -LARGE, scale, maximum, denominator and correction; those of products.
     """
-    g = Geometry.of(k.config, q, keys, **attributes)
+    g = Geometry.of(k.config, q, keys, mask is not None, **attributes)
     room = Room.of(g, isinstance(mask, Matrix), _like(sinks))
     attention = _Attention(k, g, room, out, q, keys, values, mask, sinks is not None)
     if sinks is not None:
@@ -108,18 +109,18 @@ class _Attention:
     @property
     def _total(self) -> int:
         """Entry of the first query's denominator."""
-        return self.k.entry + min(self.g.group, self.g.rows)
+        return self.k.entry + self.g.stack
 
     def _sink(self, head: int) -> int:
-        return self.k.entry + 2 * min(self.g.group, self.g.rows) + head
+        return self.k.entry + 2 * self.g.stack + head
 
     # -- groups and heads ---------------------------------------------------------------------------------------------
 
     def group(self, first: int, rows: int) -> None:
         """All heads of a group of queries."""
         self._fetch_patterns(first, rows)
-        for head in range(self.g.heads):
-            self._head(head, first, rows)
+        for head in range(0, self.g.heads, self.g.stacked):
+            self._heads(range(head, head + self.g.stacked), first, rows)
 
     def _fetch_patterns(self, first: int, count: int) -> None:
         """What the group sees, and -LARGE where it does not."""
@@ -138,26 +139,40 @@ class _Attention:
                     b.v_sub_vf(target, source, one)
                     b.v_mul_vf(target, target, large)
 
-    def _head(self, head: int, first: int, rows: int) -> None:
-        """One head of a group of queries, tile after tile."""
-        k, key, place = self.k, self.g.key(head), self.g.query(head)
-        query = self._query(place, key, first, rows)
-        scores, part = self.rows_at(self.room.scores, rows), self.rows_at(self.room.part, rows, key.blocks)
-        result = self._of(self.out, place, first, rows) if key.whole else None
-        if result is None:
-            result = self.rows_at(self.room.result, rows, key.blocks)
+    def _heads(self, heads: range, first: int, rows: int) -> None:
+        """Heads with the same keys, of a group of queries, tile after tile."""
+        k, key, count = self.k, self.g.key(heads[0]), len(heads) * rows
+        query = self._query(heads, key, first, rows)
+        scores, part = self.rows_at(self.room.scores, count), self.rows_at(self.room.part, count, key.blocks)
+        in_place = key.whole and len(heads) == 1
+        result = self.rows_at(self.room.result, count, key.blocks)
+        if in_place:
+            result = self._of(self.out, self.g.query(heads[0]), first, rows)
+        if self.has_sinks:
+            self._start_with_sinks(heads, rows)
         tiles = self.g.tiles(first, rows)
         for number, (tile, seen) in enumerate(tiles):
             Product(k, query, self._tile(self.keys, tile, key), transposed=True).emit(scores)
-            shown = None if seen is None else self.patterns[key_of(pattern_of(seen))]
-            self._shares(head, first, tile, scores, shown, None if number == 0 else result, number + 1 == len(tiles))
+            shown = None if seen is None else self.patterns[key_of(pattern_of(self.g, seen))]
+            self._shares(first, tile, scores, shown, None if number == 0 else result, number + 1 == len(tiles))
             Product(k, scores, self._tile(self.values, tile, key)).emit(part if number else result)
             if 0 < number < len(tiles) - 1:
                 with k.each_vector(result, part) as (total, more):
                     k.b.v_add_vv(total, total, more)
-        self._divide(rows, result, part if len(tiles) > 1 else None)
-        if not key.whole:
-            self._place(key, place, result, first)
+        self._divide(count, result, part if len(tiles) > 1 else None)
+        if not in_place:
+            for number, head in enumerate(heads):
+                self._place(key, self.g.query(head), _some(result, number * rows, rows), first)
+
+    def _start_with_sinks(self, heads: range, rows: int) -> None:
+        """The sink of a head is the first maximum of each of its queries."""
+        b = self.k.b
+        with b.scope():
+            sink, entry = b.fp(purpose="sink"), b.gp(0, "number of the query")
+            for head in heads:
+                b.s_ld_fp(sink, b.zero, self._sink(head))
+                with b.loop(rows, (entry, 1)):
+                    b.s_st_fp(sink, entry, self._maximum)
 
     def _of(self, operand: Rows, head: Lanes, first: int, rows: int) -> Rows:
         """The blocks of a head."""
@@ -172,13 +187,14 @@ class _Attention:
 
     # -- lanes --------------------------------------------------------------------------------------------------------
 
-    def _query(self, place: Lanes, key: Lanes, first: int, rows: int) -> Rows:
-        """Queries of a head in the lanes of its keys, zeros around them."""
-        here = self._of(self.q, place, first, rows)
-        if place.whole:
-            return here
-        query = self.rows_at(self.room.query, rows, key.blocks)
-        self._move(here, place, query, key)
+    def _query(self, heads: range, key: Lanes, first: int, rows: int) -> Rows:
+        """Queries of heads, one after the other, in the lanes of their keys, zeros around them."""
+        if key.whole and len(heads) == 1:
+            return self._of(self.q, self.g.query(heads[0]), first, rows)
+        query = self.rows_at(self.room.query, len(heads) * rows, key.blocks)
+        for number, head in enumerate(heads):
+            place = self.g.query(head)
+            self._move(self._of(self.q, place, first, rows), place, _some(query, number * rows, rows), key)
         return query
 
     def _place(self, key: Lanes, place: Lanes, result: Rows, first: int) -> None:
@@ -202,6 +218,11 @@ class _Attention:
     def _move(self, source: Rows, origin: Lanes, target: Rows, goal: Lanes) -> None:
         """Columns of a head from some lanes to others, zeros around them."""
         k, b = self.k, self.k.b
+        if origin.whole:
+            with k.each_row(source.shape[0], source, target) as at:
+                for block in range(source.blocks):
+                    b.v_add_vf(at(target, block), at(source, block), b.fp_zero)
+            return
         upwards = goal.lane - origin.lane
         if upwards and not (upwards > 0 and origin.blocks == goal.blocks == 1):
             ones = np.zeros((source.shape[1], target.shape[1]), np.float32)
@@ -232,7 +253,6 @@ class _Attention:
 
     def _shares(
         self,
-        head: int,
         first: int,
         tile: int,
         scores: Rows,
@@ -243,7 +263,7 @@ class _Attention:
         """Scores become exponentials of differences to the maximum so far; what is there already is corrected for it.
 
         Args:
-            head, first, tile: number of the head, first query, number of the tile.
+            first, tile: first query, number of the tile.
             scores: of the tile.
             shown: which keys are seen, and what is added for that; None if all are.
             result: of the tiles before, None if there are none.
@@ -269,7 +289,7 @@ class _Attention:
                     b.v_add_vv(row, row, at(added))
                     # Below that a difference of two could be infinite less infinite.
                     b.v_max_vf(row, row, lowest)
-                corrects = self._maximum_of(head, entry, row, result is None, (lowest, most, change))
+                corrects = self._maximum_of(entry, row, result is None, (lowest, most, change))
                 if not is_last:
                     b.s_st_fp(most, entry, self._maximum)
                 b.v_sub_vf(row, row, most)
@@ -294,17 +314,14 @@ class _Attention:
         self.k.fetch(Matrix((rows, lanes), self.mask.tensor, self.mask.role, start), there)
         return there
 
-    def _maximum_of(self, head: int, entry: Gp, row: Gp, is_first: bool, registers: tuple[Fp, Fp, Fp]) -> bool:
+    def _maximum_of(self, entry: Gp, row: Gp, is_first: bool, registers: tuple[Fp, Fp, Fp]) -> bool:
         """The maximum, and the correction for it; whether there is one."""
         b, (lowest, most, change) = self.k.b, registers
         if is_first and not self.has_sinks:
             b.s_add_fp(most, lowest, b.fp_zero)
             b.v_red_max(most, row)
             return False
-        if is_first:
-            b.s_ld_fp(most, b.zero, self._sink(head))
-        else:
-            b.s_ld_fp(most, entry, self._maximum)
+        b.s_ld_fp(most, entry, self._maximum)
         b.s_add_fp(change, most, b.fp_zero)
         b.v_red_max(most, row)
         b.s_sub_fp(change, change, most)
@@ -342,3 +359,8 @@ class _Attention:
                         b.v_add_vv(at(result, block), at(result, block), at(part, block))
                     b.v_mul_vf(at(result, block), at(result, block), total)
                 b.add(entry, entry, 1)
+
+
+def _some(operand: Rows, start: int, count: int) -> Rows:
+    """Some rows."""
+    return Rows(operand.name, operand.at(0, start), (count, operand.shape[1]), operand.lanes, operand.pitch)
