@@ -42,7 +42,6 @@ def rope(heads: int, size: int, columns: int | None = None, **hbm: str) -> Case:
 #: With heads of 16 columns, which are a block, but where lanes are what is tested; 40 keys are two tiles and a half.
 CASES = [
     attention(5, 40, 16),
-    attention(21, 21, 16, 2, causal=True),
     attention(5, 40, 16, 2, 1, causal=True, query_offset=30, window=9, with_=("sinks",)),
     attention(5, 40, 16, with_=("mask",), scale=1.0),
     attention(5, 40, 8, 4, 2, causal=True, query_offset=14),
@@ -53,6 +52,7 @@ CASES = [
 ]
 #: The same in more sizes; and all at once.
 MORE = [
+    attention(21, 21, 16, 2, causal=True),
     attention(5, 40, 16, 4, 2, causal=True, query_offset=35, with_=("mask", "sinks"), hbm=("mask", "sinks")),
     attention(1, 40, 16, 4, 1, kv_length=33),
     attention(1, 1, 16),
@@ -112,21 +112,26 @@ def test_the_machine_is_the_rounded_reference(case: Case) -> None:
 @pytest.mark.parametrize("case", MORE, **IDS)
 def test_the_machine_is_the_rounded_reference_in_more_sizes(case: Case) -> None:
     check(case, machine())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", [*CASES, *MORE], **IDS)
+def test_float32_machines_too(case: Case) -> None:
     check(case, machine(formats="float32"))
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[4]], **IDS)
+@pytest.mark.parametrize("case", [CASES[1], CASES[3]], **IDS)
 def test_the_rounded_reference_is_the_formula_without_roundings(case: Case) -> None:
     check_formula(case)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", [*CASES, *MORE], **IDS)
 def test_all_rounded_references_are_the_formula_without_roundings(case: Case) -> None:
     check_formula(case)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("mlen", "blen"), [(32, 4), (64, 4), (64, 16), (128, 8)])
 def test_machines_of_all_sizes(mlen: int, blen: int) -> None:
     for case in (
@@ -198,6 +203,19 @@ def test_a_decoded_row_is_the_last_of_the_prefill() -> None:
     row = only(decode.lowered(machine())(**(operands | changed | {"q": operands["q"][4:]})))
     assert same_bits(row[0], whole[4])
     assert not same_bits(row[0], whole[3])
+
+
+def test_queries_in_pieces_are_queries_at_once() -> None:
+    """Groups of 16 rows (MLEN) are what chunks of a prefill are."""
+    whole = attention(21, 40, 16, 2, causal=True, query_offset=9)
+    operands = whole.operands()
+    found = only(whole.lowered(machine())(**operands))
+    assert relative_l2(found, plain(whole, operands)) < 0.2
+    for start, rows in ((0, 16), (16, 5), (3, 5)):
+        piece = attention(rows, 40, 16, 2, causal=True, query_offset=9 + start)
+        part = only(piece.lowered(machine())(**operands | {"q": operands["q"][start : start + rows]}))
+        assert same_bits(part, found[start : start + rows])
+        assert not same_bits(part, np.roll(found, 1, axis=0)[start : start + rows])
 
 
 def test_masks_of_minus_infinity_hide_keys() -> None:
