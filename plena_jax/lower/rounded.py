@@ -110,6 +110,14 @@ class Rounded:
         """S_ADD_FP."""
         return self.scalar(arithmetic.add(*jnp.broadcast_arrays(a, b)))
 
+    def scalar_subtract(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """S_SUB_FP."""
+        return self.scalar(arithmetic.subtract(*jnp.broadcast_arrays(a, b)))
+
+    def scalar_exp(self, a: jax.Array) -> jax.Array:
+        """S_EXP_FP."""
+        return self.scalar(arithmetic.exp(arithmetic.clamp_exponent(a)))
+
     def scalar_multiply(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """S_MUL_FP."""
         return self.scalar(arithmetic.multiply(*jnp.broadcast_arrays(a, b)))

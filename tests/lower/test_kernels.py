@@ -15,6 +15,7 @@ import plena_jax as pj
 from plena_jax.lower import OPERATORS, CapacityError, Graph, OperatorError, lower
 from plena_jax.lower.operators import find
 
+from . import test_attention
 from .cases import Case, cosine, machine, only, relative_l2, same_bits
 
 find("linear")
@@ -158,7 +159,8 @@ def test_float32_machines_too(name: str) -> None:
 
 
 def test_every_operator_is_in_the_table() -> None:
-    missing = {name for name, operator in OPERATORS.items() if operator.expand is None} - {case.name for case in CASES}
+    tested = {case.name for case in (*CASES, *test_attention.CASES)}
+    missing = {name for name, operator in OPERATORS.items() if operator.expand is None} - tested
     assert not missing
 
 
