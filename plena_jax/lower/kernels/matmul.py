@@ -157,34 +157,47 @@ class Product:
         b, config = self.k.b, self.k.config
         lanes, size = config.mlen, config.blen
         one_row = self.x.shape[0] == 1 and not self.transposed
+        across = size if one_row else size * lanes
         with b.scope():
-            column, lane = b.gp(0, "columns of a tile"), b.gp(purpose="columns of the result")
+            lane = b.gp(purpose="columns of the result")
             b.add(lane, target, 0)
-            with b.loop(lanes // size, (column, size if one_row else size * lanes), (lane, size)), b.scope():
+            held = self._places(min(resident * self._per_fetch, tiles), streams=resident * self._per_fetch < tiles)
+            with b.loop(lanes // size, *[(place, across) for place in held], (lane, size)), b.scope():
                 row, result = b.gp(self.x.at(first), self.x.name), b.gp(purpose="result")
                 b.add(result, lane, 0)
                 step = size * lanes
                 with b.loop(-(-self.x.shape[0] // size), (row, step), (result, step), unroll=UNROLL):
-                    self._sum(source, base, column, row, tiles, resident, one_row)
+                    self._sum(source, base, held, row, tiles, resident, one_row)
                     if one_row:
                         b.m_mv_wo(result, 0)
                     else:
                         b.m_mm_wo(result, b.zero, 0)
 
-    def _sum(self, source: Gp, base: Ar, column: Gp, row: Gp, tiles: int, resident: int, one_row: bool) -> None:
+    def _places(self, tiles: int, streams: bool) -> list[Gp]:
+        """Registers with the current columns of the first tiles: of one, and of more while there are registers."""
+        b = self.k.b
+        # Loops over columns and rows, row, result, tile and rows of a product; offset and loop of a stream.
+        spare = max(b.free(Gp) - (8 if streams else 6), 1)
+        return [b.gp(tile * self._slot, "columns of a tile") for tile in range(max(min(tiles, spare), 1))]
+
+    def _sum(self, source: Gp, base: Ar, places: list[Gp], row: Gp, tiles: int, resident: int, one_row: bool) -> None:
         """One accumulator over all tiles."""
         b, held = self.k.b, min(resident * self._per_fetch, tiles)
         with b.scope():
             w, x = b.gp(purpose="tile"), b.gp(purpose="rows")
-            at_w, at_x = column, row
+            at_w, at_x = places[0], row
             for tile in range(held):
                 if tile:
-                    b.add(w, at_w, self._slot)
                     b.add(x, at_x, self.x.pitch)
-                    at_w, at_x = w, x
+                    at_x = x
+                if 0 < tile < len(places):
+                    at_w = places[tile]
+                elif tile:
+                    b.add(w, at_w, self._slot)
+                    at_w = w
                 self._multiply(at_w, at_x, one_row)
             if held < tiles:
-                self._stream(source, base, (column, row), (w, x), held, tiles, resident, one_row)
+                self._stream(source, base, (places[0], row), (w, x), held, tiles, resident, one_row)
 
     def _stream(
         self,
