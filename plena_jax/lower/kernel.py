@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plena_jax import hbm
 from plena_jax.config import MachineConfig
 from plena_jax.lower.builder import ProgramBuilder
 from plena_jax.lower.registers import Ar, BuildError, Gp
-from plena_jax.lower.tensors import Matrix, Role, Rows, Tensor, place_matrix, round_up, row_unit
+from plena_jax.lower.tensors import Matrix, Role, Rows, Tensor, place_matrix, round_up, row_unit, stored
 from plena_jax.machine.transfer import BLOCK
 
 #: The largest magnitude of a BF16 scalar: seeds maxima, and stands where nothing counts.
@@ -55,7 +54,7 @@ class Constants:
             name = f"constants {len(self.found)}"
             shape = contents.shape[0], contents.shape[1]
             matrix = place_matrix(self.config, Tensor(name, shape, "hbm", role), self.end)
-            rounded = np.asarray(hbm.stage(contents, matrix.tensor.format))
+            rounded = stored(contents, matrix.tensor.format)
             if not np.array_equal(rounded, contents):
                 wrong = contents[rounded != contents].flat[0]
                 raise BuildError(f"the constant {wrong} is none of {matrix.tensor.format}, the format of {role}")

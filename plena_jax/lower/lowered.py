@@ -13,9 +13,8 @@ import numpy as np
 
 from plena_jax import hbm
 from plena_jax.bits import Array, array_module
-from plena_jax.config import MachineConfig, Precision
+from plena_jax.config import MachineConfig
 from plena_jax.errors import EngineError
-from plena_jax.formats import MXFormat
 from plena_jax.isa.instruction import SRAM_ENTRIES
 from plena_jax.lower.builder import ProgramBuilder
 from plena_jax.lower.graph import Graph
@@ -23,7 +22,7 @@ from plena_jax.lower.kernel import Constants, Kernel
 from plena_jax.lower.memory import Plan, plan
 from plena_jax.lower.rounded import Rounded
 from plena_jax.lower.spill import plan_with_spills
-from plena_jax.lower.tensors import CapacityError, OperatorError, Rows, Tensor
+from plena_jax.lower.tensors import CapacityError, OperatorError, Rows, Tensor, stored
 from plena_jax.machine import rounding
 from plena_jax.machine.resolved import integers_after
 from plena_jax.machine.run import engine_for, run
@@ -100,7 +99,7 @@ class Lowered:
         for tensor in self.graph.inputs:
             if tensor.place == "hbm":
                 where = self.plan.matrices[tensor.name].tensor
-                cells[where] = _staged(_padded(arrays[tensor.name], where.shape), where.format)
+                cells[where] = stored(_padded(arrays[tensor.name], where.shape), where.format)
             else:
                 place = self.plan.rows[tensor.name]
                 rows.append((place.at() // place.lanes, _in_blocks(self._in_vram(arrays[tensor.name]), place)))
@@ -253,15 +252,6 @@ def _viewed(values: dict[Tensor, jax.Array], tensor: Tensor) -> jax.Array:
 
 def _padded(x: Array, shape: tuple[int, int]) -> Array:
     return array_module(x).pad(x, [(0, size - there) for size, there in zip(shape, x.shape, strict=True)])
-
-
-def _staged(x: Array, fmt: Precision) -> Array:
-    """As HBM holds it."""
-    if isinstance(x, jax.Array):
-        return hbm.stage(x, fmt)
-    with np.errstate(all="ignore"):
-        codes: Any = fmt.encode(x)
-        return np.asarray(fmt.decode(*codes) if isinstance(fmt, MXFormat) else fmt.decode(codes))
 
 
 def _eager(x: jax.Array) -> Array:
