@@ -12,7 +12,7 @@ from plena_jax import hbm
 from plena_jax.config import MachineConfig
 from plena_jax.lower.builder import ProgramBuilder
 from plena_jax.lower.registers import Ar, BuildError, Gp
-from plena_jax.lower.tensors import Matrix, Rows, Tensor, place_matrix, round_up, row_unit
+from plena_jax.lower.tensors import Matrix, Role, Rows, Tensor, place_matrix, round_up, row_unit
 from plena_jax.machine.transfer import BLOCK
 
 #: The largest magnitude of a BF16 scalar: seeds maxima, and stands where nothing counts.
@@ -36,22 +36,26 @@ class Constants:
     end: int
     found: dict[bytes, tuple[Matrix, np.ndarray]] = field(default_factory=dict)
 
-    def place(self, contents: np.ndarray) -> Matrix:
+    def place(self, contents: np.ndarray, role: Role = "activations") -> Matrix:
         """Where a float32 matrix of constants is.
 
+        Args:
+            contents: rows and columns.
+            role: "weights" for those that the matrix unit fetches.
+
         Raises:
-            BuildError: the format of activations, in which they are stored, does not hold the values.
+            BuildError: the format of the role, in which they are stored, does not hold the values.
         """
         contents = np.ascontiguousarray(contents, np.float32)
-        key = repr(contents.shape).encode() + contents.tobytes()
+        key = f"{role} {contents.shape}".encode() + contents.tobytes()
         if key not in self.found:
             name = f"constants {len(self.found)}"
             shape = contents.shape[0], contents.shape[1]
-            matrix = place_matrix(self.config, Tensor(name, shape, "hbm", "activations"), self.end)
+            matrix = place_matrix(self.config, Tensor(name, shape, "hbm", role), self.end)
             rounded = np.asarray(hbm.stage(contents, matrix.tensor.format))
             if not np.array_equal(rounded, contents):
                 wrong = contents[rounded != contents].flat[0]
-                raise BuildError(f"the constant {wrong} is none of {matrix.tensor.format}, the format of activations")
+                raise BuildError(f"the constant {wrong} is none of {matrix.tensor.format}, the format of {role}")
             self.found[key] = matrix, contents
             self.end = round_up(matrix.tensor.end, BLOCK)
         return self.found[key][0]
