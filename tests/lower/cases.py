@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -97,6 +97,97 @@ class Case:
         random = np.random.default_rng(zlib.crc32(self.id.encode()) + seed)
         make = lambda shape: (random.standard_normal(shape) * self.spread + self.shift).astype(np.float32)
         return {name: make(shape) for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class Together:
+    """Cases that follow each other in one program: to compile is what takes time.
+
+    Attributes:
+        cases: in order.
+        config: the machine.
+    """
+
+    cases: tuple[Case, ...]
+    config: pj.MachineConfig
+
+    @cached_property
+    def lowered(self) -> Lowered:
+        """One output for each case, in order."""
+        g = Graph(self.config)
+        for number, case in enumerate(self.cases):
+            tensors = {
+                name: g.input(f"{number} {name}", shape, *(("hbm", case.hbm[name]) if name in case.hbm else ()))  # type: ignore[arg-type]
+                for name, shape in case.shapes.items()
+            }
+            g.output(g.apply(case.name, **tensors, **case.attributes))
+        return lower(g)
+
+    def operands(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Those of all cases."""
+        return {
+            f"{number} {name}": value
+            for number, case in enumerate(self.cases)
+            for name, value in case.operands(seed).items()
+        }
+
+    def in_order(self, outputs: dict[str, jax.Array]) -> list[np.ndarray]:
+        """The results of the cases."""
+        return [np.asarray(outputs[tensor.name]) for tensor in self.lowered.graph.outputs]
+
+    @cached_property
+    def final(self) -> pj.MachineState:
+        """The machine after the program."""
+        start = jax.jit(lambda operands: self.lowered.start(**operands))(self.operands())
+        return pj.run(self.lowered.program, start, self.config)
+
+    @cached_property
+    def found(self) -> list[np.ndarray]:
+        """What the machine computes."""
+        return self.in_order(self.lowered.read(self.final))
+
+    @cached_property
+    def _rounded(self) -> Any:
+        # Compiled as a whole: operation by operation takes longer.
+        return jax.jit(lambda operands: self.lowered.rounded(**operands))
+
+    @cached_property
+    def rounded(self) -> list[np.ndarray]:
+        """The rounded references."""
+        return self.in_order(self._rounded(self.operands()))
+
+    @cached_property
+    def stale(self) -> list[np.ndarray]:
+        """The rounded references of other operands."""
+        return self.in_order(self._rounded(self.operands(seed=1)))
+
+    @cached_property
+    def exact(self) -> list[np.ndarray]:
+        """The formulas."""
+        return self.in_order(self.lowered.exact(**self.operands()))
+
+
+def fits(found: Any, wanted: Any) -> bool:
+    """The gate: relative L2 and cosine."""
+    return relative_l2(found, wanted) <= 1e-3 and cosine(found, wanted) >= 0.9999
+
+
+def check_case(run: Together, number: int) -> None:
+    """The machine gives the rounded reference, and what is wrong fails the gate."""
+    found, rounded = run.found[number], run.rounded[number]
+    assert same_bits(found, rounded), f"{run.cases[number].id}: {relative_l2(found, rounded)}"
+    assert np.isfinite(rounded).all()
+    assert fits(found, rounded)
+    assert not fits(np.zeros_like(found), rounded)
+    assert not fits(np.roll(found, 1, axis=int(found.shape[1] > 1)), rounded)
+    assert not fits(run.stale[number], rounded)
+
+
+def check_formula(run: Together, number: int) -> None:
+    """On a machine of float32 the rounded reference is the formula."""
+    rounded, exact = run.rounded[number], run.exact[number]
+    assert relative_l2(rounded, exact) <= 1e-5
+    assert relative_l2(rounded * np.float32(1.0001), exact) > 1e-5
 
 
 def relative_l2(found: Any, wanted: Any) -> float:

@@ -69,8 +69,8 @@ def reference(
 
 def rounded(r: Rounded, image: jax.Array, *, shift: bool = True, **sizes: Any) -> jax.Array:
     """Moves round nothing but what vector SRAM, or without ``shift`` a scalar, does not hold."""
-    x = host_im2col(r.vector(image), **sizes)
-    return x if shift else r.vector(r.scalar(x))
+    x = r.vector(image)
+    return host_im2col(x if shift else r.vector(r.scalar(x)), **sizes)
 
 
 def shape(
@@ -110,6 +110,9 @@ def emit(k: Kernel, out: Rows, image: Matrix, *, shift: bool, **sizes: Any) -> N
     """
     p = Patches(k, out, image, Geometry.of(**sizes))
     p.clear(out.address, out.pitch // out.lanes * out.blocks)
+    if shift:
+        # Lanes behind those that products write.
+        p.clear(p.pieces.address, p.pieces.pitch // out.lanes)
     basis = p.basis() if not shift else None
     for channel in range(p.g.channels):
         p.gather(channel)
