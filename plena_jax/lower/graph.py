@@ -68,12 +68,15 @@ class Graph:
             role: of one in HBM, by default "activations".
 
         Raises:
-            OperatorError: a name that is taken, a shape that is not two positive sizes, a role outside HBM.
+            OperatorError: a name that is taken, a shape that is not two positive sizes, a role outside HBM, several
+                rows in FP SRAM.
         """
         if name in self._names:
             raise OperatorError(f"input {name}: the graph has a tensor of that name")
         if len(shape) != 2 or any(not isinstance(size, int) or size < 1 for size in shape):
             raise OperatorError(f"input {name}: shape {shape}; expected two positive sizes")
+        if place == "fp_sram" and shape[0] != 1:
+            raise OperatorError(f"input {name}: {shape[0]} rows in fp_sram; expected one")
         if role is not None and place != "hbm":
             raise OperatorError(f"input {name}: role {role} in {place}; only tensors in hbm have one")
         self._names.add(name)

@@ -19,7 +19,7 @@ from plena_jax.lower.graph import Graph
 from plena_jax.lower.kernel import Constants, Kernel
 from plena_jax.lower.memory import Plan, plan
 from plena_jax.lower.rounded import Rounded
-from plena_jax.lower.tensors import CapacityError, OperatorError, Rows, Tensor
+from plena_jax.lower.tensors import CapacityError, Entries, OperatorError, Rows, Tensor
 from plena_jax.machine import rounding
 from plena_jax.machine.run import run
 from plena_jax.machine.state import MachineState, hbm_allocation, vram_allocation
@@ -69,20 +69,26 @@ class Lowered:
         for matrix, contents in self.constants.found.values():
             cells[matrix.tensor] = _padded(jnp.asarray(contents), matrix.tensor.shape)
         vram = jnp.zeros((self.vram_rows, config.mlen), jnp.float32)
+        scalars = np.zeros(SRAM_ENTRIES, np.float32)
+        scalars[list(self.fp_constants)] = list(self.fp_constants.values())
+        there = []
         for tensor in self.graph.inputs:
             if tensor.place == "hbm":
                 where = self.plan.matrices[tensor.name].tensor
                 cells[where] = hbm.stage(_padded(arrays[tensor.name], where.shape), where.format)
+            elif tensor.place == "fp_sram":
+                first, values = self.plan.entries[tensor.name].first, arrays[tensor.name][0]
+                there.append((first, rounding.scalar(values, config, None, False)))
             else:
                 rows = self.plan.rows[tensor.name]
                 values = rounding.vector(arrays[tensor.name], config, None, False)
                 vram = jax.lax.dynamic_update_slice_in_dim(vram, _in_blocks(values, rows), rows.at() // rows.lanes, 0)
         size = hbm_allocation(config, self.constants.end)
-        fp_sram = np.zeros(SRAM_ENTRIES, np.float32)
-        for entry, value in self.fp_constants.items():
-            fp_sram[entry] = value
-        state = MachineState.create(config, fp_sram=fp_sram, vram_rows=self.vram_rows, hbm_bytes=size)
-        return state.replace(vram=vram, hbm=hbm.place(config, cells, size))
+        state = MachineState.create(config, fp_sram=scalars, vram_rows=self.vram_rows, hbm_bytes=size)
+        fp_sram = state.fp_sram
+        for first, values in there:
+            fp_sram = fp_sram.at[first : first + values.size].set(values)
+        return state.replace(vram=vram, hbm=hbm.place(config, cells, size), fp_sram=fp_sram)
 
     def read(self, final: MachineState) -> dict[str, jax.Array]:
         """The outputs of the graph in a final state, by name: float32 [rows, columns]."""
@@ -91,6 +97,8 @@ class Lowered:
     def value(self, final: MachineState, tensor: Tensor) -> jax.Array:
         """A tensor, or a view of one, in a final state; of one that is no output whatever is there by then."""
         where = self.plan.located(tensor)
+        if isinstance(where, Entries):
+            return final.fp_sram[None, where.first : where.first + where.shape[1]]
         if not isinstance(where, Rows):
             stored = hbm.read(self.config, final.hbm, where.tensor)
             (row, column), (rows, columns) = where.start, where.shape
@@ -117,6 +125,8 @@ class Lowered:
             if tensor.place == "hbm":
                 assert tensor.role is not None
                 values[tensor] = r.staged(x, tensor.role)
+            elif tensor.place == "fp_sram":
+                values[tensor] = r.scalar(x)
             else:
                 values[tensor] = r.vector(x)
         return self._evaluated(values, lambda node, *arrays: node.operator.rounded(r, *arrays, **node.attributes))

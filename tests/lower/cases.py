@@ -59,6 +59,7 @@ class Case:
         shapes: of its tensors, by parameter.
         attributes: keywords.
         hbm: roles of those tensors that are in HBM, by parameter.
+        place: memories of those tensors that are neither there nor in VRAM, by parameter.
         spread: what standard normal operands are multiplied with.
         shift: what is added to them.
     """
@@ -67,6 +68,7 @@ class Case:
     shapes: dict[str, tuple[int, int]]
     attributes: dict[str, Any] = field(default_factory=dict)
     hbm: dict[str, str] = field(default_factory=dict)
+    place: dict[str, Any] = field(default_factory=dict)
     spread: float = 1.0
     shift: float = 0.0
 
@@ -81,12 +83,16 @@ class Case:
     def graph(self, config: pj.MachineConfig) -> Graph:
         """The operator alone."""
         g = Graph(config)
-        tensors = {
-            name: g.input(name, shape, "hbm", self.hbm[name]) if name in self.hbm else g.input(name, shape)  # type: ignore[arg-type]
-            for name, shape in self.shapes.items()
-        }
-        g.output(g.apply(self.name, **tensors, **self.attributes))
+        self.apply(g)
         return g
+
+    def apply(self, g: Graph, prefix: str = "") -> None:
+        """Its operands as inputs of a graph, its result as an output."""
+        tensors = {name: g.input(prefix + name, shape, *self._where(name)) for name, shape in self.shapes.items()}
+        g.output(g.apply(self.name, **tensors, **self.attributes))
+
+    def _where(self, name: str) -> tuple[Any, ...]:
+        return ("hbm", self.hbm[name]) if name in self.hbm else (self.place.get(name, "vram"),)
 
     def lowered(self, config: pj.MachineConfig) -> Lowered:
         """Its program."""
@@ -116,11 +122,7 @@ class Together:
         """One output for each case, in order."""
         g = Graph(self.config)
         for number, case in enumerate(self.cases):
-            tensors = {
-                name: g.input(f"{number} {name}", shape, *(("hbm", case.hbm[name]) if name in case.hbm else ()))  # type: ignore[arg-type]
-                for name, shape in case.shapes.items()
-            }
-            g.output(g.apply(case.name, **tensors, **case.attributes))
+            case.apply(g, f"{number} ")
         return lower(g)
 
     def operands(self, seed: int = 0) -> dict[str, np.ndarray]:
@@ -138,8 +140,10 @@ class Together:
     @cached_property
     def final(self) -> pj.MachineState:
         """The machine after the program."""
-        start = jax.jit(lambda operands: self.lowered.start(**operands))(self.operands())
-        return pj.run(self.lowered.program, start, self.config)
+        lowered = self.lowered
+        return pj.run(
+            lowered.program, jax.jit(lambda operands: lowered.start(**operands))(self.operands()), self.config
+        )
 
     @cached_property
     def found(self) -> list[np.ndarray]:
@@ -149,7 +153,8 @@ class Together:
     @cached_property
     def _rounded(self) -> Any:
         # Compiled as a whole: operation by operation takes longer.
-        return jax.jit(lambda operands: self.lowered.rounded(**operands))
+        lowered = self.lowered
+        return jax.jit(lambda operands: lowered.rounded(**operands))
 
     @cached_property
     def rounded(self) -> list[np.ndarray]:

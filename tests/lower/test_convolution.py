@@ -32,8 +32,8 @@ def convolution(columns: int, case: Case, bias: bool = False, **more: Any) -> Ca
     return Case("conv2d", shapes, case.attributes | more, roles)
 
 
-#: Of MLEN 16: pieces that straddle blocks, padding on all sides, rows wider than a block, kernels of one element. Images
-#: of two shapes: each takes compilations of its own.
+#: Of MLEN 16: pieces that straddle blocks, padding on all sides, rows wider than a block, kernels of one element.
+#: Images of two shapes: each takes compilations of its own.
 CASES = [
     patches(1, 12, 7, 3),
     patches(2, 6, 7, (3, 2), stride=(2, 1), padding=(1, 2)),

@@ -1,5 +1,14 @@
 """The kernels, one file for each family; importing this registers all operators."""
 
-from plena_jax.lower.kernels import binary, convolution, elementwise, matmul, normalization, softmax, transfer
+from plena_jax.lower.kernels import (
+    binary,
+    convolution,
+    elementwise,
+    matmul,
+    normalization,
+    reduction,
+    softmax,
+    transfer,
+)
 
-__all__ = ["binary", "convolution", "elementwise", "matmul", "normalization", "softmax", "transfer"]
+__all__ = ["binary", "convolution", "elementwise", "matmul", "normalization", "reduction", "softmax", "transfer"]
