@@ -94,6 +94,22 @@ class Kernel:
         lanes = self.config.mlen
         return Rows("workspace", self.scratch + first * lanes, (rows, columns), lanes, rows * lanes)
 
+    def clear(self, address: int, count: int) -> None:
+        """Rows of vector SRAM become zero, one behind the other."""
+        b, lanes = self.b, self.config.mlen
+        with b.scope():
+            # Nothing but zeros is left after so far a shift, whatever was there.
+            row, far = b.gp(address, "row"), b.gp(lanes, "lanes")
+            with b.loop(count, (row, lanes)):
+                b.v_shft_v(row, row, far)
+
+    def clear_entries(self, first: int, count: int) -> None:
+        """Entries of FP SRAM become zero."""
+        with self.b.scope():
+            entry = self.b.gp(first, "entry")
+            with self.b.loop(count, (entry, 1)):
+                self.b.s_st_fp(self.b.fp_zero, entry, 0)
+
     # -- loops over rows ----------------------------------------------------------------------------------------------
 
     @contextmanager

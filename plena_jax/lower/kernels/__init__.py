@@ -7,8 +7,19 @@ from plena_jax.lower.kernels import (
     matmul,
     normalization,
     reduction,
+    routing,
     softmax,
     transfer,
 )
 
-__all__ = ["binary", "convolution", "elementwise", "matmul", "normalization", "reduction", "softmax", "transfer"]
+__all__ = [
+    "binary",
+    "convolution",
+    "elementwise",
+    "matmul",
+    "normalization",
+    "reduction",
+    "routing",
+    "softmax",
+    "transfer",
+]

@@ -109,10 +109,10 @@ def emit(k: Kernel, out: Rows, image: Matrix, *, shift: bool, **sizes: Any) -> N
     FP SRAM: without ``shift`` MLEN entries of workspace. Registers: 13 gp at most.
     """
     p = Patches(k, out, image, Geometry.of(**sizes))
-    p.clear(out.address, out.pitch // out.lanes * out.blocks)
+    k.clear(out.address, out.pitch // out.lanes * out.blocks)
     if shift:
         # Lanes behind those that products write.
-        p.clear(p.pieces.address, p.pieces.pitch // out.lanes)
+        k.clear(p.pieces.address, p.pieces.pitch // out.lanes)
     basis = p.basis() if not shift else None
     for channel in range(p.g.channels):
         p.gather(channel)

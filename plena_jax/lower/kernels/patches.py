@@ -175,15 +175,6 @@ class Patches:
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
-    def clear(self, address: int, count: int) -> None:
-        """Rows become zero."""
-        b = self.k.b
-        with b.scope():
-            # Nothing but zeros is left after so far a shift, whatever was there.
-            row, far = b.gp(address, "row"), b.gp(self.out.lanes, "lanes")
-            with b.loop(count, (row, self.out.lanes)):
-                b.v_shft_v(row, row, far)
-
     def gather(self, channel: int) -> None:
         """The rows of a channel, by their remainder modulo the stride; rows of padding are zero."""
         b, g, image, lines = self.k.b, self.g, self.image, self.lines
@@ -209,7 +200,7 @@ class Patches:
             found, count = g.stored(f), g.gathered[f]
             for gap in (range(found.start), range(found.stop, count)):
                 for block in range(lines.blocks if gap else 0):
-                    self.clear(lines.at(block, start + gap.start), len(gap))
+                    self.k.clear(lines.at(block, start + gap.start), len(gap))
 
     # -- products and shifts ------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ def _emit(largest: bool, k: Kernel, out: Rows, x: Rows) -> None:
     with b.scope():
         seed = b.fp(-LARGE, "seed of the maximum") if largest else b.fp_zero
         result = b.fp(purpose="result")
-        clear_entries(k, k.entry, out.lanes)
+        k.clear_entries(k.entry, out.lanes)
         low = [_lowest_behind(k, x)] if largest and x.rest else []
         with k.each_row(x.shape[0], x, out, fixed=low) as at:
             b.s_add_fp(result, seed, b.fp_zero)
@@ -82,15 +82,6 @@ def _lowest_behind(k: Kernel, x: Rows) -> Rows:
         b.v_sub_vf(target, source, one)
         b.v_mul_vf(target, target, large)
     return low
-
-
-def clear_entries(k: Kernel, first: int, count: int) -> None:
-    """Entries of FP SRAM become zero."""
-    b = k.b
-    with b.scope():
-        entry = b.gp(first, "entry")
-        with b.loop(count, (entry, 1)):
-            b.s_st_fp(b.fp_zero, entry, 0)
 
 
 # -- map_row ----------------------------------------------------------------------------------------------------------
