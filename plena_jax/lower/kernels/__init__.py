@@ -4,6 +4,7 @@ from plena_jax.lower.kernels import (
     binary,
     convolution,
     elementwise,
+    experts,
     matmul,
     normalization,
     reduction,

@@ -1,14 +1,11 @@
-"""Mixtures of experts: the best experts of each token, and their feed-forward networks.
+"""The best experts of each token.
 
-V_TOPK leaves the weights in FP SRAM and the numbers of the experts in INT SRAM, from where S_LD_INT brings them into
-addresses. A program that does that depends on its data: it runs on the architectural engine, which
-:func:`plena_jax.run` chooses itself, and has no derivative. V_TOPK alone runs on both engines.
+V_TOPK leaves the weights in FP SRAM and the numbers of the experts in INT SRAM. V_TOPK alone runs on both engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +16,12 @@ from plena_jax.config import MachineConfig
 from plena_jax.isa import TOPK_POLICIES
 from plena_jax.isa.instruction import SRAM_ENTRIES
 from plena_jax.lower.kernel import Kernel
-from plena_jax.lower.kernels import elementwise
-from plena_jax.lower.kernels.matmul import Product
 from plena_jax.lower.operators import Operator, Workspace, expect, register
-from plena_jax.lower.registers import Gp
 from plena_jax.lower.rounded import Rounded
-from plena_jax.lower.sequence import Compiled, Evaluated
-from plena_jax.lower.tensors import Matrix, OperatorError, Rows, Shape, Tensor, round_up
+from plena_jax.lower.tensors import OperatorError, Rows, Shape, Tensor, round_up
 
 if TYPE_CHECKING:
     from plena_jax.lower.graph import Graph
-
-#: Activations of experts: the machine's formula and the model's.
-ACTIVATIONS: dict[str, tuple[Callable[..., Any], Callable[..., jax.Array]]] = {
-    "silu": (elementwise.silu, elementwise.silu_reference),
-    "gelu": (elementwise.gelu, elementwise.gelu_reference),
-    "relu": (elementwise.relu, elementwise.relu_reference),
-}
-
 
 # -- the best experts -------------------------------------------------------------------------------------------------
 
@@ -80,7 +65,12 @@ def top_k_rounded(r: Rounded, logits: jax.Array, *, policy: int) -> jax.Array:
     return r.vector(chosen_rounded(r, logits, policy)[0])
 
 
-def _check(operator: str, config: MachineConfig, logits: Tensor, policy: int) -> None:
+def check(operator: str, logits: Tensor, policy: int) -> None:
+    """Check policy and logits of an operator.
+
+    Raises:
+        OperatorError: another policy, number of experts, or more tokens than INT SRAM holds experts of.
+    """
     if policy not in range(len(TOPK_POLICIES)) or isinstance(policy, bool):
         raise OperatorError(f"{operator}: policy: expected 0 (4 of 32 experts) or 1 (8 of 128), got {policy!r}")
     experts, count = TOPK_POLICIES[policy]
@@ -94,17 +84,18 @@ def _check(operator: str, config: MachineConfig, logits: Tensor, policy: int) ->
 
 def top_k_shape(config: MachineConfig, logits: Tensor, *, policy: int) -> Shape:
     """A row for each token, a column for each rank."""
-    _check("top_k", config, logits, policy)
+    check("top_k", logits, policy)
     return logits.shape[0], TOPK_POLICIES[policy][1]
 
 
 def top_k_workspace(config: MachineConfig, logits: Tensor, *, policy: int) -> Workspace:
     """The logits of a token, if they take several rows; rows of weights in FP SRAM."""
     fp = round_up(TOPK_POLICIES[policy][1], config.mlen)
-    return Workspace(rows=_logit_rows(config, logits.shape[1]), fp=fp)
+    return Workspace(rows=logit_rows(config, logits.shape[1]), fp=fp)
 
 
-def _logit_rows(config: MachineConfig, experts: int) -> int:
+def logit_rows(config: MachineConfig, experts: int) -> int:
+    """Rows of workspace for the logits of a token, if they take several."""
     return -(-experts // config.mlen) if experts > config.mlen else 0
 
 
@@ -136,164 +127,7 @@ def top_k_emit(k: Kernel, out: Rows, logits: Rows, *, policy: int) -> None:
             b.add(numbers, numbers, count)
 
 
-# -- networks of experts ----------------------------------------------------------------------------------------------
-
-
-def _expert(weights: jax.Array, number: jax.Array, rows: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(weights, number * rows, rows)
-
-
-def expert_ffn_reference(
-    x: jax.Array,
-    logits: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
-    *,
-    policy: int,
-    activation: str = "silu",
-) -> jax.Array:
-    """The sum over the best experts of each token: ``weight * (activation(x @ gate) * (x @ up)) @ down``.
-
-    gate and up are [experts * hidden, inter], down is [experts * inter, hidden]: one expert below the other. Weights
-    and experts are those of top_k. There is no gradient: addresses depend on data.
-    """
-    act = ACTIVATIONS[activation][1]
-    weights, numbers = chosen(logits, policy)
-    dot = lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
-
-    def token(row: jax.Array, weights: jax.Array, numbers: jax.Array) -> jax.Array:
-        def one(weight: jax.Array, number: jax.Array) -> jax.Array:
-            g, u = (dot(row, _expert(w, number, x.shape[1])) for w in (gate, up))
-            return weight * dot(act(g) * u, _expert(down, number, gate.shape[1]))
-
-        return jnp.sum(jax.vmap(one)(weights, numbers), axis=0)
-
-    return jax.vmap(token)(x, weights, numbers)
-
-
-def expert_ffn_rounded(
-    r: Rounded,
-    x: jax.Array,
-    logits: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
-    *,
-    policy: int,
-    activation: str = "silu",
-) -> jax.Array:
-    """The rounded logits decide; products, activation, weighting and each partial sum are rounded, rank by rank."""
-    weights, numbers = chosen_rounded(r, logits, policy)
-    formula, hidden, inter = ACTIVATIONS[activation][0], x.shape[1], gate.shape[1]
-
-    def rank(total: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        row, weight, number = inputs
-        g, u = (r.matmul(row, _expert(w, number, hidden)) for w in (gate, up))
-        y = r.matmul(r.multiply(formula(Evaluated(r), g), u), _expert(down, number, inter))
-        return r.add(total, r.multiply(y, weight)), None
-
-    def token(_: None, inputs: tuple[jax.Array, ...]) -> tuple[None, jax.Array]:
-        row, weights, numbers = inputs
-        rows = jnp.broadcast_to(row[None, None], (numbers.shape[0], 1, hidden))
-        total, _ = jax.lax.scan(rank, jnp.zeros((1, hidden), jnp.float32), (rows, weights, numbers))
-        return None, total[0]
-
-    result: jax.Array = jax.lax.scan(token, None, (x, weights, numbers))[1]
-    return result
-
-
-def expert_ffn_shape(
-    config: MachineConfig,
-    x: Tensor,
-    logits: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-    *,
-    policy: int,
-    activation: str,
-) -> Shape:
-    """That of x. Rows of experts are whole tiles: a transfer does not stop where an expert does."""
-    _check("expert_ffn", config, logits, policy)
-    experts, (tokens, hidden), inter = TOPK_POLICIES[policy][0], x.shape, gate.shape[1]
-    expect("expert_ffn", f"rows of logits ({logits.name})", tokens, logits.shape[0])
-    for name, tensor, wanted in (
-        ("gate", gate, (experts * hidden, inter)),
-        ("up", up, (experts * hidden, inter)),
-        ("down", down, (experts * inter, hidden)),
-    ):
-        expect("expert_ffn", f"shape of {name} ({tensor.name})", wanted, tensor.shape)
-    for name, size in (("columns of x", hidden), ("columns of gate", inter)):
-        if size % config.mlen:
-            raise OperatorError(f"expert_ffn: {name}: expected a multiple of MLEN {config.mlen}, got {size}")
-    if activation not in ACTIVATIONS:
-        raise OperatorError(f"expert_ffn: activation: expected {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if config.tiles < config.prefetch_m_rows // config.mlen:
-        raise OperatorError(
-            f"expert_ffn: matrix SRAM of {config.tiles} tiles; a transfer brings {config.prefetch_m_rows // config.mlen}"
-        )
-    return x.shape
-
-
-def _activation(name: str) -> Compiled:
-    return Compiled.of(ACTIVATIONS[name][0], 1)
-
-
-def expert_ffn_workspace(
-    config: MachineConfig,
-    x: Tensor,
-    logits: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-    *,
-    policy: int,
-    activation: str,
-) -> Workspace:
-    """Values of the activation, logits of a token, two rows of inter and one of hidden columns; weights in FP SRAM."""
-    rows = _activation(activation).scratch + _logit_rows(config, logits.shape[1])
-    rows += 2 * (gate.shape[1] // config.mlen) + x.shape[1] // config.mlen
-    return Workspace(rows=rows, fp=TOPK_POLICIES[policy][1])
-
-
-def expert_ffn_emit(
-    k: Kernel, out: Rows, x: Rows, logits: Rows, gate: Matrix, up: Matrix, down: Matrix, *, policy: int, activation: str
-) -> None:
-    """Token after token: V_TOPK, then a loop over its experts, with S_LD_INT, S_MUL_INT, S_ADD_INT on offsets in HBM.
-
-    Products are of one row (M_MV). FP SRAM: 1, constants of the activation, 4 or 8 entries of workspace. Registers: 14
-    gp at most.
-    """
-    b, lanes, compiled = k.b, out.lanes, _activation(activation)
-    held = k.scratch_rows(1, logits.blocks * lanes, compiled.scratch)
-    used = compiled.scratch + _logit_rows(k.config, logits.shape[1])
-    g = k.scratch_rows(1, gate.shape[1], used)
-    u = k.scratch_rows(1, gate.shape[1], used + g.blocks)
-    y = k.scratch_rows(1, x.shape[1], used + g.blocks + u.blocks)
-    k.clear(out.address, out.pitch // lanes * out.blocks)
-    for token in range(x.shape[0]):
-        numbers = token * TOPK_POLICIES[policy][1]
-        row, total = (Rows(o.name, o.at(0, token), (1, o.shape[1]), lanes, o.pitch) for o in (x, out))
-        source = Rows(logits.name, logits.at(0, token), (1, logits.shape[1]), lanes, logits.pitch)
-        _choose(k, source, held, numbers, policy)
-        with b.loop(TOPK_POLICIES[policy][1], index=True) as rank:
-            assert rank is not None
-            for operand, w, result in ((row, gate, g), (row, up, u)):
-                Product(k, operand, w, moved=_to_expert(k, rank, numbers, w, x.shape[1])).emit(result)
-            elementwise.emit_rows(k, compiled, g, g, keeps_zero=True)
-            with k.each_vector(g, u) as (a, c):
-                b.v_mul_vv(a, a, c)
-            Product(k, g, down, moved=_to_expert(k, rank, numbers, down, gate.shape[1])).emit(y)
-            with b.scope():
-                weight = b.fp(purpose="weight")
-                b.s_ld_fp(weight, rank, k.entry)
-                with k.each_vector(y, total) as (a, c):
-                    b.v_mul_vf(a, a, weight)
-                    b.v_add_vv(c, c, a)
-
-
-def _choose(k: Kernel, logits: Rows, held: Rows, numbers: int, policy: int) -> None:
+def choose(k: Kernel, logits: Rows, held: Rows, numbers: int, policy: int) -> None:
     """V_TOPK of one token, whose logits are copied to consecutive rows if they take several."""
     b = k.b
     with b.scope():
@@ -308,20 +142,6 @@ def _choose(k: Kernel, logits: Rows, held: Rows, numbers: int, policy: int) -> N
         b.v_topk(weights, rows, b.gp(numbers, "numbers of experts"), policy)
 
 
-def _to_expert(k: Kernel, rank: Gp, numbers: int, w: Matrix, rows: int) -> Callable[[Gp], None]:
-    """Adds to an offset where the expert of a rank begins."""
-
-    def moved(offset: Gp) -> None:
-        b = k.b
-        with b.scope():
-            expert, size = b.gp(purpose="expert"), b.gp(rows * w.stride, "bytes of an expert")
-            b.s_ld_int(expert, rank, numbers)
-            b.s_mul_int(expert, expert, size)
-            b.s_add_int(offset, offset, expert)
-
-    return moved
-
-
 # -- made of others ---------------------------------------------------------------------------------------------------
 
 
@@ -333,40 +153,6 @@ def router_reference(x: jax.Array, w: jax.Array, *, policy: int) -> jax.Array:
 def router_expand(g: Graph, x: Tensor, w: Tensor, *, policy: int) -> Tensor:
     """linear, then top_k."""
     return g.apply("top_k", g.apply("linear", x, w), policy=policy)
-
-
-def routed_ffn_reference(
-    x: jax.Array,
-    router_w: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
-    *,
-    experts: int,
-    policy: int,
-    activation: str = "silu",
-) -> jax.Array:
-    """A mixture of experts: logits ``x @ router_w``, then expert_ffn. There is no gradient: addresses depend on data."""
-    logits = jnp.dot(x, router_w, precision=jax.lax.Precision.HIGHEST)
-    return expert_ffn_reference(x, logits, gate, up, down, policy=policy, activation=activation)
-
-
-def routed_ffn_expand(
-    g: Graph,
-    x: Tensor,
-    router_w: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-    *,
-    experts: int,
-    policy: int,
-    activation: str,
-) -> Tensor:
-    """linear, then expert_ffn."""
-    expect("routed_ffn", f"columns of router_w ({router_w.name})", experts, router_w.shape[1])
-    logits = g.apply("linear", x, router_w)
-    return g.apply("expert_ffn", x, logits, gate, up, down, policy=policy, activation=activation)
 
 
 register(
@@ -383,20 +169,6 @@ register(
 )
 register(
     Operator(
-        name="expert_ffn",
-        family="routing",
-        reference=expert_ffn_reference,
-        rounded=expert_ffn_rounded,
-        shape=expert_ffn_shape,
-        emit=expert_ffn_emit,
-        workspace=expert_ffn_workspace,
-        places={"gate": ("hbm",), "up": ("hbm",), "down": ("hbm",)},
-        matrix=("gate", "up", "down"),
-        cost="for each token and expert three products of one row (see linear), and 5 for each block",
-    )
-)
-register(
-    Operator(
         name="router",
         family="routing",
         reference=router_reference,
@@ -404,16 +176,5 @@ register(
         places={"w": ("hbm",)},
         matrix=("w",),
         cost="linear and top_k",
-    )
-)
-register(
-    Operator(
-        name="routed_ffn",
-        family="routing",
-        reference=routed_ffn_reference,
-        expand=routed_ffn_expand,
-        places={"router_w": ("hbm",), "gate": ("hbm",), "up": ("hbm",), "down": ("hbm",)},
-        matrix=("router_w", "gate", "up", "down"),
-        cost="linear and expert_ffn",
     )
 )
