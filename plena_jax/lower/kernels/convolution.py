@@ -174,8 +174,8 @@ register(
         workspace=workspace,
         places={"image": ("hbm",)},
         cost="with shift 3 to 5 for each piece (kernel row of a patch), and products where pieces are not at lane 0: "
-        "ceil(kernel columns/BLEN) * ceil(rows/BLEN) * 5 to 7 for each result column and channel; without it 5 for "
-        "each element",
+        "ceil(kernel columns/BLEN) * ceil(rows/BLEN) * 5 to 7 for each result column and channel; without it 4 or 5 "
+        "for each element",
     )
 )
 register(

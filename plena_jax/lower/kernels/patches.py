@@ -30,6 +30,8 @@ from plena_jax.lower.tensors import Matrix, OperatorError, Rows, Shape
 Pair = int | tuple[int, int]
 #: Pieces of one result row that are placed in one loop: each takes two registers.
 _TOGETHER = 5
+#: One-hot rows that have registers of their own.
+_HOT = 8
 
 
 @dataclass(frozen=True)
@@ -316,16 +318,20 @@ class Patches:
         for lane in range(lanes):
             if lane not in elements:
                 b.s_st_fp(b.fp_zero, b.zero, entry + lane)
+        first, *_ = sources = list(elements.values())
+        hot = list(dict.fromkeys(one for _, one in sources))
         with b.scope():
             out, spare = b.gp(self.out.at(block, column), "result"), b.gp(self.k.scratch, "spare row")
-            first = next(iter(elements.values()))
-            row, one, value = b.gp(first[0], "image"), b.gp(first[1], "one-hot row"), b.fp(purpose="element")
+            row, value = b.gp(first[0], "image"), b.fp(purpose="element")
+            # As many one-hot rows as there are registers for; of more, one register goes through all.
+            ones = [b.gp(address, "one-hot row") for address in (hot if len(hot) <= _HOT else hot[:1])]
             with b.loop(self.g.out[0], (out, self.g.out[1] * lanes)):
                 before = first
                 for lane, found in elements.items():
                     b.add(row, row, found[0] - before[0])
-                    b.add(one, one, found[1] - before[1])
-                    b.v_mul_vv(spare, row, one)
+                    if len(hot) > _HOT:
+                        b.add(ones[0], ones[0], found[1] - before[1])
+                    b.v_mul_vv(spare, row, ones[hot.index(found[1]) if len(hot) <= _HOT else 0])
                     b.s_add_fp(value, b.fp_zero, b.fp_zero)
                     b.v_red_sum(value, spare)
                     b.s_st_fp(value, b.zero, entry + lane)
@@ -333,4 +339,5 @@ class Patches:
                 b.s_map_v_fp(spare, b.zero, entry)
                 b.v_add_vv(out, out, spare)
                 b.add(row, row, first[0] + lanes - before[0])
-                b.add(one, one, first[1] - before[1])
+                if len(hot) > _HOT:
+                    b.add(ones[0], ones[0], first[1] - before[1])
