@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import plena_jax as pj
-from plena_jax.lower import Graph, Lowered, lower
+from plena_jax.lower import Graph, Lowered, Tensor, lower
 
 FLOAT32 = pj.formats.named("float32")
 
@@ -83,13 +83,28 @@ class Case:
     def graph(self, config: pj.MachineConfig) -> Graph:
         """The operator alone."""
         g = Graph(config)
-        self.apply(g)
+        tensors = {name: g.input(name, shape, *self._where(name)) for name, shape in self.shapes.items()}
+        g.output(g.apply(self.name, **tensors, **self.attributes))
         return g
 
-    def apply(self, g: Graph, prefix: str = "") -> None:
-        """Its operands as inputs of a graph, its result as an output."""
-        tensors = {name: g.input(prefix + name, shape, *self._where(name)) for name, shape in self.shapes.items()}
+    def apply(self, g: Graph, known: dict[Any, Tensor] | None = None) -> None:
+        """Its operands as inputs of a graph, its result as an output.
+
+        Args:
+            g: the graph.
+            known: inputs that are there, by :meth:`key`; those of equal keys are shared.
+        """
+        known = {} if known is None else known
+        tensors = {}
+        for name, shape in self.shapes.items():
+            if self.key(name) not in known:
+                known[self.key(name)] = g.input(f"{name} {len(known)}" if known else name, shape, *self._where(name))
+            tensors[name] = known[self.key(name)]
         g.output(g.apply(self.name, **tensors, **self.attributes))
+
+    def key(self, name: str) -> Any:
+        """What operands of several cases have in common that may be one."""
+        return name, self.shapes[name], self._where(name), self.spread, self.shift
 
     def _where(self, name: str) -> tuple[Any, ...]:
         return ("hbm", self.hbm[name]) if name in self.hbm else (self.place.get(name, "vram"),)
@@ -107,7 +122,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Together:
-    """Cases that follow each other in one program: to compile is what takes time.
+    """Cases that follow each other in one program, with shared operands: to compile is what takes time.
 
     Attributes:
         cases: in order.
@@ -121,17 +136,19 @@ class Together:
     def lowered(self) -> Lowered:
         """One output for each case, in order."""
         g = Graph(self.config)
-        for number, case in enumerate(self.cases):
-            case.apply(g, f"{number} ")
+        for case in self.cases:
+            case.apply(g, self._inputs)
         return lower(g)
 
+    @cached_property
+    def _inputs(self) -> dict[Any, Tensor]:
+        return {}
+
     def operands(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Those of all cases."""
-        return {
-            f"{number} {name}": value
-            for number, case in enumerate(self.cases)
-            for name, value in case.operands(seed).items()
-        }
+        """Those of all cases; cases with the same kind of operand share it."""
+        inputs = self.lowered and self._inputs
+        found = {case.key(name): value for case in self.cases for name, value in case.operands(seed).items()}
+        return {tensor.name: found[key] for key, tensor in inputs.items()}
 
     def in_order(self, outputs: dict[str, jax.Array]) -> list[np.ndarray]:
         """The results of the cases."""
