@@ -70,7 +70,8 @@ class Graph:
             role: of one in HBM, by default "activations".
 
         Raises:
-            OperatorError: a name that is taken, a shape that is not two positive sizes, a role outside HBM.
+            OperatorError: a name that is taken, a shape that is not two positive sizes, a role outside HBM, several
+                rows in FP SRAM.
         """
         if name in self._names:
             raise OperatorError(f"input {name}: the graph has a tensor of that name")
@@ -80,6 +81,8 @@ class Graph:
             or any(not isinstance(size, int) or size < 1 for size in shape)
         ):
             raise OperatorError(f"input {name}: shape {shape}; expected two positive sizes")
+        if place == "fp_sram" and shape[0] != 1:
+            raise OperatorError(f"input {name}: {shape[0]} rows in fp_sram; expected one")
         if role is not None and place != "hbm":
             raise OperatorError(f"input {name}: role {role} in {place}; only tensors in hbm have one")
         self._names.add(name)
@@ -155,7 +158,7 @@ class Graph:
     def _check_view(self, what: str, tensor: Tensor) -> None:
         """Columns of a view are whole blocks: what is behind them must be zero."""
         first, stop, lanes = tensor.start[1], tensor.start[1] + tensor.shape[1], self.config.mlen
-        if first % lanes or (stop % lanes and stop != tensor.root.shape[1]):
+        if tensor.place != "fp_sram" and (first % lanes or (stop % lanes and stop != tensor.root.shape[1])):
             raise OperatorError(
                 f"{what} ({tensor.name}): expected columns from a multiple of {lanes} to one or to the end, got "
                 f"{first} to {stop}"

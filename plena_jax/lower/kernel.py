@@ -42,7 +42,7 @@ class Constants:
         """Where a float32 matrix of constants is.
 
         Args:
-            contents: [rows, columns], columns a multiple of MLEN.
+            contents: rows and columns.
             role: "activations" for the vector unit, "weights" for the matrix unit.
 
         Raises:
@@ -54,13 +54,17 @@ class Constants:
             name = f"constants {len(self.found)}"
             shape = contents.shape[0], contents.shape[1]
             matrix = place_matrix(self.config, Tensor(name, shape, "hbm", role), self.end)
-            rounded = stored(contents, matrix.tensor.format)
-            if not np.array_equal(rounded, contents):
-                wrong = contents[rounded != contents].flat[0]
-                raise BuildError(f"the constant {wrong} is none of {matrix.tensor.format}, the format of {role}")
+            self._check(contents, matrix)
             self.found[key] = matrix, contents
             self.end = round_up(matrix.tensor.end, BLOCK)
         return self.found[key][0]
+
+    def _check(self, contents: np.ndarray, matrix: Matrix) -> None:
+        padded = np.pad(contents, ((0, 0), (0, -contents.shape[1] % self.config.mlen)))
+        rounded = stored(padded, matrix.tensor.format)
+        if not np.array_equal(rounded, padded):
+            wrong = padded[rounded != padded][0]
+            raise BuildError(f"the constant {wrong} is none of {matrix.tensor.format}, the format of {matrix.role}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,22 @@ class Kernel:
         """A matrix in the workspace, ``first`` VRAM rows behind its start."""
         lanes = self.config.mlen
         return Rows("workspace", self.scratch + first * lanes, (rows, columns), lanes, rows * lanes)
+
+    def clear(self, address: int, count: int) -> None:
+        """Rows of vector SRAM become zero, one behind the other."""
+        b, lanes = self.b, self.config.mlen
+        with b.scope():
+            # Nothing but zeros is left after so far a shift, whatever was there.
+            row, far = b.gp(address, "row"), b.gp(lanes, "lanes")
+            with b.loop(count, (row, lanes)):
+                b.v_shft_v(row, row, far)
+
+    def clear_entries(self, first: int, count: int) -> None:
+        """Entries of FP SRAM become zero."""
+        with self.b.scope():
+            entry = self.b.gp(first, "entry")
+            with self.b.loop(count, (entry, 1)):
+                self.b.s_st_fp(self.b.fp_zero, entry, 0)
 
     # -- loops over rows ----------------------------------------------------------------------------------------------
 

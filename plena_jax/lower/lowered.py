@@ -22,7 +22,7 @@ from plena_jax.lower.kernel import Constants, Kernel
 from plena_jax.lower.memory import Plan, plan
 from plena_jax.lower.rounded import Rounded
 from plena_jax.lower.spill import plan_with_spills
-from plena_jax.lower.tensors import CapacityError, OperatorError, Rows, Tensor, stored
+from plena_jax.lower.tensors import CapacityError, Entries, OperatorError, Rows, Tensor, stored
 from plena_jax.machine import rounding
 from plena_jax.machine.resolved import integers_after
 from plena_jax.machine.run import engine_for, run
@@ -96,20 +96,26 @@ class Lowered:
         for matrix, contents in self.constants.found.values():
             cells[matrix.tensor] = _padded(contents, matrix.tensor.shape)
         rows: list[tuple[int, Array]] = []
+        fp_sram = np.zeros(SRAM_ENTRIES, np.float32)
+        fp_sram[list(self.fp_constants)] = list(self.fp_constants.values())
+        entries: list[tuple[int, Array]] = []
         for tensor in self.graph.inputs:
             if tensor.place == "hbm":
                 where = self.plan.matrices[tensor.name].tensor
                 cells[where] = stored(_padded(arrays[tensor.name], where.shape), where.format)
+            elif tensor.place == "fp_sram":
+                values = rounding.scalar(jnp.asarray(arrays[tensor.name][0]), config, None, False)
+                entries.append((self.plan.entries[tensor.name].first, values))
             else:
                 place = self.plan.rows[tensor.name]
                 rows.append((place.at() // place.lanes, _in_blocks(self._in_vram(arrays[tensor.name]), place)))
         size = hbm_allocation(config, self.constants.end)
-        fp_sram = np.zeros(SRAM_ENTRIES, np.float32)
-        for entry, value in self.fp_constants.items():
-            fp_sram[entry] = value
         # Registers must be known where memories are traced: programs are resolved with them.
         with jax.ensure_compile_time_eval():
             state = MachineState.create(config, fp_sram=fp_sram, vram_rows=self.vram_rows, hbm_bytes=size)
+        scalars = state.fp_sram
+        for first, values in entries:
+            scalars = scalars.at[first : first + values.size].set(values)
         xp: Any = jnp if any(isinstance(x, jax.Array) for x in arrays.values()) else np
         vram = xp.zeros((self.vram_rows, config.mlen), np.float32)
         for first, values in rows:
@@ -117,7 +123,7 @@ class Lowered:
                 vram[first : first + len(values)] = values
             else:
                 vram = vram.at[first : first + len(values)].set(values)
-        return state.replace(vram=jnp.asarray(vram), hbm=hbm.place(config, cells, size))
+        return state.replace(vram=jnp.asarray(vram), hbm=hbm.place(config, cells, size), fp_sram=scalars)
 
     def _in_vram(self, x: Array) -> Array:
         """As vector SRAM holds it."""
@@ -134,10 +140,12 @@ class Lowered:
     def value(self, final: MachineState, tensor: Tensor) -> jax.Array:
         """A tensor, or a view of one, in a final state; of one that is no output whatever is there by then."""
         where = self.plan.located(tensor)
+        if isinstance(where, Entries):
+            return final.fp_sram[None, where.first : where.first + where.shape[1]]
         if not isinstance(where, Rows):
-            stored = hbm.read(self.config, _eager(final.hbm), where.tensor)
+            matrix = hbm.read(self.config, _eager(final.hbm), where.tensor)
             (row, column), (rows, columns) = where.start, where.shape
-            return jnp.asarray(stored[row : row + rows, column : column + columns])
+            return jnp.asarray(matrix[row : row + rows, column : column + columns])
         lanes, rows, vram = where.lanes, where.shape[0], _eager(final.vram)
         blocks = [vram[where.at(i) // lanes : where.at(i) // lanes + rows] for i in range(where.blocks)]
         xp = array_module(vram)
@@ -176,6 +184,8 @@ class Lowered:
             if tensor.place == "hbm":
                 assert tensor.role is not None
                 values[tensor] = r.staged(x, tensor.role)
+            elif tensor.place == "fp_sram":
+                values[tensor] = r.scalar(x)
             else:
                 values[tensor] = r.vector(x)
         return self._evaluated(values, lambda node, *arrays: node.operator.rounded(r, *arrays, **node.attributes))

@@ -10,6 +10,7 @@ from plena_jax.lower.graph import Graph, Node
 from plena_jax.lower.operators import Workspace
 from plena_jax.lower.tensors import (
     CapacityError,
+    Entries,
     Matrix,
     OperatorError,
     Rows,
@@ -94,6 +95,7 @@ class Plan:
         vram, hbm, fp_sram: what is where, when.
         rows: of tensors in VRAM, by name.
         matrices: of tensors in HBM, by name.
+        entries: of tensors in FP SRAM, by name.
         workspace: first VRAM row and first FP SRAM entry of each node's workspace, by node.
         hbm_bytes: up to the last tensor.
     """
@@ -104,12 +106,22 @@ class Plan:
     fp_sram: tuple[Allocation, ...]
     rows: dict[str, Rows]
     matrices: dict[str, Matrix]
+    entries: dict[str, Entries]
     workspace: dict[str, tuple[int, int]]
     hbm_bytes: int
 
-    def located(self, tensor: Tensor) -> Rows | Matrix:
-        """Where a tensor, or a view of one, is."""
+    def located(self, tensor: Tensor) -> Rows | Matrix | Entries:
+        """Where a tensor, or a view of one, is.
+
+        Raises:
+            OperatorError: a view of columns in FP SRAM, behind which there are no zeros.
+        """
         row, column = tensor.start
+        if tensor.place == "fp_sram":
+            entries = self.entries[tensor.root.name]
+            if tensor.shape != entries.shape:
+                raise OperatorError(f"{tensor.name}: a view in fp_sram; expected all {entries.shape[1]} columns")
+            return entries
         if tensor.place == "hbm":
             matrix = self.matrices[tensor.root.name]
             return Matrix(tensor.shape, matrix.tensor, matrix.role, tensor.start)
@@ -147,6 +159,9 @@ class _Planner:
         self.found: list[Allocation] = []
         self.hbm: list[Allocation] = []
         self.matrices: dict[str, Matrix] = {}
+        self.entries: dict[str, Entries] = {}
+        #: FP SRAM below this entry is free for constants and workspace.
+        self.fp_end = SRAM_ENTRIES
         self.address = 0
         self.fp: list[Allocation] = []
         self.rows: dict[str, Rows] = {}
@@ -169,6 +184,7 @@ class _Planner:
             tuple(self.fp),
             self.rows,
             self.matrices,
+            self.entries,
             self.workspace,
             self.address,
         )
@@ -204,10 +220,10 @@ class _Planner:
             self.found.append(Allocation(f"workspace of {node.name}", first, needed.rows, number, number))
         if needed.fp:
             # From the end: constants come from the beginning.
-            fp = SRAM_ENTRIES - needed.fp
+            fp = self.fp_end - needed.fp
             if fp < 0:
                 raise CapacityError(
-                    f"FP SRAM: {node.name} needs {needed.fp:,} entries; there are {SRAM_ENTRIES:,}", "FP SRAM"
+                    f"FP SRAM: {node.name} needs {needed.fp:,} entries; {self.fp_end:,} are free", "FP SRAM"
                 )
             self.fp.append(Allocation(f"workspace of {node.name}", fp, needed.fp, number, number))
         self.workspace[node.name] = first, fp
@@ -235,7 +251,22 @@ class _Planner:
         if tensor.place == "hbm":
             self._take_hbm(tensor, number)
             return
+        if tensor.place == "fp_sram":
+            self._take_fp_sram(tensor, number)
+            return
         self._locate(tensor, self.pool.take(tensor.name, vram_rows(self.config, tensor.shape)), number)
+
+    def _take_fp_sram(self, tensor: Tensor, number: int) -> None:
+        """From the end; not used again. With zeros behind, so that whole rows can be made of it."""
+        size = round_up(tensor.shape[1], self.config.mlen)
+        self.fp_end -= size
+        if self.fp_end < 0:
+            raise CapacityError(
+                f"FP SRAM: {tensor.name} needs {size:,} entries; {self.fp_end + size:,} of {SRAM_ENTRIES:,} are free",
+                "FP SRAM",
+            )
+        self.entries[tensor.name] = Entries(tensor.name, self.fp_end, tensor.shape)
+        self.fp.append(Allocation(tensor.name, self.fp_end, size, number, len(self.graph.nodes)))
 
     def _locate(self, tensor: Tensor, start: int, number: int) -> None:
         lanes = self.config.mlen

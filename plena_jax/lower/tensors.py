@@ -146,6 +146,24 @@ def vram_rows(config: MachineConfig, shape: Shape) -> int:
     return round_up(shape[0], row_unit(config)) * -(-shape[1] // config.mlen)
 
 
+# -- FP SRAM ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A row of scalars in FP SRAM; zeros behind it up to a multiple of MLEN.
+
+    Attributes:
+        name: of the tensor.
+        first: entry of the first one.
+        shape: one row, and how many.
+    """
+
+    name: str
+    first: int
+    shape: Shape
+
+
 # -- HBM --------------------------------------------------------------------------------------------------------------
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import jax
 import numpy as np
 
 import plena_jax as pj
-from plena_jax.lower import Graph, Lowered, lower
+from plena_jax.lower import Graph, Lowered, Tensor, lower
 
 FLOAT32 = pj.formats.named("float32")
 
@@ -59,6 +59,7 @@ class Case:
         shapes: of its tensors, by parameter.
         attributes: keywords.
         hbm: roles of those tensors that are in HBM, by parameter.
+        place: memories of those tensors that are neither there nor in VRAM, by parameter.
         spread: what standard normal operands are multiplied with.
         shift: what is added to them.
     """
@@ -67,6 +68,7 @@ class Case:
     shapes: dict[str, tuple[int, int]]
     attributes: dict[str, Any] = field(default_factory=dict)
     hbm: dict[str, str] = field(default_factory=dict)
+    place: dict[str, Any] = field(default_factory=dict)
     spread: float = 1.0
     shift: float = 0.0
 
@@ -81,12 +83,31 @@ class Case:
     def graph(self, config: pj.MachineConfig) -> Graph:
         """The operator alone."""
         g = Graph(config)
-        tensors = {
-            name: g.input(name, shape, "hbm", self.hbm[name]) if name in self.hbm else g.input(name, shape)  # type: ignore[arg-type]
-            for name, shape in self.shapes.items()
-        }
+        tensors = {name: g.input(name, shape, *self._where(name)) for name, shape in self.shapes.items()}
         g.output(g.apply(self.name, **tensors, **self.attributes))
         return g
+
+    def apply(self, g: Graph, known: dict[Any, Tensor] | None = None) -> None:
+        """Its operands as inputs of a graph, its result as an output.
+
+        Args:
+            g: the graph.
+            known: inputs that are there, by :meth:`key`; those of equal keys are shared.
+        """
+        known = {} if known is None else known
+        tensors = {}
+        for name, shape in self.shapes.items():
+            if self.key(name) not in known:
+                known[self.key(name)] = g.input(f"{name} {len(known)}" if known else name, shape, *self._where(name))
+            tensors[name] = known[self.key(name)]
+        g.output(g.apply(self.name, **tensors, **self.attributes))
+
+    def key(self, name: str) -> Any:
+        """What operands of several cases have in common that may be one."""
+        return name, self.shapes[name], self._where(name), self.spread, self.shift
+
+    def _where(self, name: str) -> tuple[Any, ...]:
+        return ("hbm", self.hbm[name]) if name in self.hbm else (self.place.get(name, "vram"),)
 
     def lowered(self, config: pj.MachineConfig) -> Lowered:
         """Its program."""
@@ -97,6 +118,98 @@ class Case:
         random = np.random.default_rng(zlib.crc32(self.id.encode()) + seed)
         make = lambda shape: (random.standard_normal(shape) * self.spread + self.shift).astype(np.float32)
         return {name: make(shape) for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class Together:
+    """Cases that follow each other in one program, with shared operands: to compile is what takes time.
+
+    Attributes:
+        cases: in order.
+        config: the machine.
+    """
+
+    cases: tuple[Case, ...]
+    config: pj.MachineConfig
+
+    @cached_property
+    def lowered(self) -> Lowered:
+        """One output for each case, in order."""
+        g = Graph(self.config)
+        for case in self.cases:
+            case.apply(g, self._inputs)
+        return lower(g)
+
+    @cached_property
+    def _inputs(self) -> dict[Any, Tensor]:
+        return {}
+
+    def operands(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Those of all cases; cases with the same kind of operand share it."""
+        inputs = self.lowered and self._inputs
+        found = {case.key(name): value for case in self.cases for name, value in case.operands(seed).items()}
+        return {tensor.name: found[key] for key, tensor in inputs.items()}
+
+    def in_order(self, outputs: dict[str, jax.Array]) -> list[np.ndarray]:
+        """The results of the cases."""
+        return [np.asarray(outputs[tensor.name]) for tensor in self.lowered.graph.outputs]
+
+    @cached_property
+    def final(self) -> pj.MachineState:
+        """The machine after the program."""
+        lowered = self.lowered
+        return pj.run(
+            lowered.program, jax.jit(lambda operands: lowered.start(**operands))(self.operands()), self.config
+        )
+
+    @cached_property
+    def found(self) -> list[np.ndarray]:
+        """What the machine computes."""
+        return self.in_order(self.lowered.read(self.final))
+
+    @cached_property
+    def _rounded(self) -> Any:
+        # Compiled as a whole: operation by operation takes longer.
+        lowered = self.lowered
+        return jax.jit(lambda operands: lowered.rounded(**operands))
+
+    @cached_property
+    def rounded(self) -> list[np.ndarray]:
+        """The rounded references."""
+        return self.in_order(self._rounded(self.operands()))
+
+    @cached_property
+    def stale(self) -> list[np.ndarray]:
+        """The rounded references of other operands."""
+        return self.in_order(self._rounded(self.operands(seed=1)))
+
+    @cached_property
+    def exact(self) -> list[np.ndarray]:
+        """The formulas."""
+        return self.in_order(self.lowered.exact(**self.operands()))
+
+
+def fits(found: Any, wanted: Any) -> bool:
+    """The gate: relative L2 and cosine."""
+    return relative_l2(found, wanted) <= 1e-3 and cosine(found, wanted) >= 0.9999
+
+
+def check_case(run: Together, number: int) -> None:
+    """The machine gives the rounded reference, and what is wrong fails the gate."""
+    found, rounded = run.found[number], run.rounded[number]
+    assert same_bits(found, rounded), f"{run.cases[number].id}: {relative_l2(found, rounded)}"
+    assert np.isfinite(rounded).all()
+    assert fits(found, rounded)
+    assert not fits(np.zeros_like(found), rounded)
+    assert not fits(np.roll(found, 1, axis=int(found.shape[1] > 1)), rounded)
+    assert not fits(run.stale[number], rounded)
+
+
+def check_formula(run: Together, number: int) -> None:
+    """On a machine of float32 the rounded reference is the formula."""
+    rounded, exact = run.rounded[number], run.exact[number]
+    assert relative_l2(rounded, exact) <= 1e-5
+    assert relative_l2(rounded * np.float32(1.0001), exact) > 1e-5
 
 
 def relative_l2(found: Any, wanted: Any) -> float:

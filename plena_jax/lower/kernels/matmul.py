@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -94,12 +95,14 @@ class Product:
         k: the kernel.
         x, w: operands.
         transposed: whether w is.
+        moved: emits what adds to a register, the offset of w in HBM, a number of bytes that is known at run time only.
     """
 
     k: Kernel
     x: Rows
     w: Matrix
     transposed: bool = False
+    moved: Callable[[Gp], None] | None = None
 
     @property
     def _fetched(self) -> int:
@@ -136,6 +139,8 @@ class Product:
         resident = groups if groups <= room else room - 1
         with self.k.opened(self.w) as base, b.scope():
             source = b.gp(self.w.offset(0, 0) + first // self._per_fetch * self._along_k, self.w.name)
+            if self.moved is not None:
+                self.moved(source)
             target = b.gp(out.address, out.name)
             with b.loop(out.blocks, (source, self._across), (target, out.pitch)):
                 self._fetch(source, base, resident)

@@ -1,0 +1,150 @@
+"""Sums and maxima of rows, and scalars made into rows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from plena_jax.config import MachineConfig
+from plena_jax.lower.kernel import LARGE, Kernel, constant_rows
+from plena_jax.lower.operators import Operator, Workspace, expect, register
+from plena_jax.lower.rounded import Rounded
+from plena_jax.lower.tensors import Entries, Rows, Shape, Tensor
+
+# -- references -------------------------------------------------------------------------------------------------------
+
+
+def sum_reference(x: jax.Array) -> jax.Array:
+    """The sum of each row: [rows, 1]."""
+    return jnp.sum(x, axis=1, keepdims=True)
+
+
+def sum_rounded(r: Rounded, x: jax.Array) -> jax.Array:
+    """The sum so far is rounded to a scalar after each block of MLEN columns."""
+    return r.vector(r.row_sum(x))
+
+
+def max_reference(x: jax.Array) -> jax.Array:
+    """The maximum of each row: [rows, 1]. The machine begins with -3.39e38, so that minus infinity gives that."""
+    return jnp.max(x, axis=1, keepdims=True)
+
+
+def max_rounded(r: Rounded, x: jax.Array) -> jax.Array:
+    """Rounded to a scalar."""
+    return r.vector(r.row_max(x, -LARGE, -LARGE))
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def _shape(config: MachineConfig, x: Tensor) -> Shape:
+    return x.shape[0], 1
+
+
+def _workspace(largest: bool, config: MachineConfig, x: Tensor) -> Workspace:
+    """MLEN entries of FP SRAM; of maxima a mask and a row for the lanes behind the last column."""
+    rows = constant_rows(config) + 1 if largest and x.shape[1] % config.mlen else 0
+    return Workspace(rows=rows, fp=config.mlen)
+
+
+def _emit(largest: bool, k: Kernel, out: Rows, x: Rows) -> None:
+    """V_RED_SUM or V_RED_MAX of each block into a register, S_ST_FP, S_MAP_V_FP of that entry and zeros behind it.
+
+    FP SRAM: -LARGE and LARGE of maxima, MLEN entries of workspace. Registers: f for the result and the seed.
+    """
+    b, last = k.b, x.blocks - 1
+    with b.scope():
+        seed = b.fp(-LARGE, "seed of the maximum") if largest else b.fp_zero
+        result = b.fp(purpose="result")
+        k.clear_entries(k.entry, out.lanes)
+        low = [_lowest_behind(k, x)] if largest and x.rest else []
+        with k.each_row(x.shape[0], x, out, fixed=low) as at:
+            b.s_add_fp(result, seed, b.fp_zero)
+            for block in range(x.blocks):
+                source = at(x, block)
+                if low and block == last:
+                    b.v_add_vv(at(out), source, at(low[0]))
+                    source = at(out)
+                (b.v_red_max if largest else b.v_red_sum)(result, source)
+            b.s_st_fp(result, b.zero, k.entry)
+            b.s_map_v_fp(at(out), b.zero, k.entry)
+
+
+def _lowest_behind(k: Kernel, x: Rows) -> Rows:
+    """A row of the workspace with -LARGE behind the last column, zeros elsewhere."""
+    b, low = k.b, k.scratch_rows(1, x.lanes, constant_rows(k.config))
+    mask = k.lane_mask(x.shape[1])
+    with b.scope():
+        source, target = b.gp(mask.address, "mask"), b.gp(low.address, "lowest behind the last column")
+        one, large = b.fp(1.0), b.fp(LARGE)
+        b.v_sub_vf(target, source, one)
+        b.v_mul_vf(target, target, large)
+    return low
+
+
+# -- map_row ----------------------------------------------------------------------------------------------------------
+
+
+def map_row_reference(values: jax.Array) -> jax.Array:
+    """Entries of FP SRAM as a row of vector SRAM: [1, n]."""
+    return values
+
+
+def map_row_rounded(r: Rounded, values: jax.Array) -> jax.Array:
+    """Rounded to vector SRAM."""
+    return r.vector(values)
+
+
+def map_row_shape(config: MachineConfig, values: Tensor) -> Shape:
+    """That of the values, which are a row."""
+    expect("map_row", f"rows of values ({values.name})", 1, values.shape[0])
+    return values.shape
+
+
+def map_row_emit(k: Kernel, out: Rows, values: Entries) -> None:
+    """S_MAP_V_FP for each MLEN entries. Behind the last one FP SRAM has zeros."""
+    b = k.b
+    with b.scope():
+        row, entry = b.gp(out.address, out.name), b.gp(values.first, values.name)
+        with b.loop(out.blocks, (row, out.pitch), (entry, out.lanes)):
+            b.s_map_v_fp(row, entry, 0)
+
+
+register(
+    Operator(
+        name="reduce_sum",
+        family="reduction",
+        reference=sum_reference,
+        rounded=sum_rounded,
+        shape=_shape,
+        emit=partial(_emit, False),
+        workspace=partial(_workspace, False),
+        cost="rows * (3 + blocks) and the steps of the row pointers; 3 * MLEN to clear FP SRAM",
+    )
+)
+register(
+    Operator(
+        name="reduce_max",
+        family="reduction",
+        reference=max_reference,
+        rounded=max_rounded,
+        shape=_shape,
+        emit=partial(_emit, True),
+        workspace=partial(_workspace, True),
+        cost="as reduce_sum; one more for each row if its last block is not full",
+    )
+)
+register(
+    Operator(
+        name="map_row",
+        family="reduction",
+        reference=map_row_reference,
+        rounded=map_row_rounded,
+        shape=map_row_shape,
+        emit=map_row_emit,
+        places={"values": ("fp_sram",)},
+        cost="4 for each MLEN entries",
+    )
+)

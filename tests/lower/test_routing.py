@@ -1,0 +1,188 @@
+"""The best experts of tokens, and their networks at addresses that the machine computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import plena_jax as pj
+from plena_jax.lower import Graph, OperatorError
+from plena_jax.lower.kernels.routing import chosen
+
+from .cases import Case, Together, check_case, check_formula, machine, only, relative_l2, same_bits
+
+WEIGHTS = {"gate": "weights", "up": "weights", "down": "weights"}
+
+
+def network(tokens: int, hidden: int, inter: int, policy: int = 0, **more: Any) -> Case:
+    """The experts of some tokens."""
+    experts = (32, 128)[policy]
+    shapes = {
+        "x": (tokens, hidden),
+        "logits": (tokens, experts),
+        "gate": (experts * hidden, inter),
+        "up": (experts * hidden, inter),
+        "down": (experts * inter, hidden),
+    }
+    return Case("expert_ffn", shapes, {"policy": policy, **more}, hbm=WEIGHTS)
+
+
+def mixture(tokens: int, hidden: int, inter: int, policy: int = 0) -> Case:
+    """The same with a router."""
+    case = network(tokens, hidden, inter, policy)
+    experts = case.shapes["logits"][1]
+    shapes = {"router_w": (hidden, experts)} | {n: s for n, s in case.shapes.items() if n != "logits"}
+    return Case("routed_ffn", shapes, {"policy": policy, "experts": experts}, hbm=WEIGHTS | {"router_w": "weights"})
+
+
+#: Tokens that choose: of MLEN 16 all logits take several rows.
+CHOICES = [Case("top_k", {"logits": (5, 32)}, {"policy": 0}), Case("top_k", {"logits": (3, 128)}, {"policy": 1})]
+CASES = [*CHOICES, network(2, 16, 16)]
+TABLE = (*CASES, mixture(3, 32, 16))
+
+
+@cache
+def run(formats: str = "published") -> Together:
+    """All cases on one machine."""
+    return Together(TABLE, machine(formats=formats))
+
+
+@pytest.mark.parametrize("number", range(len(TABLE)), ids=[case.id for case in TABLE])
+def test_the_machine_is_the_rounded_reference(number: int) -> None:
+    check_case(run(), number)
+
+
+@pytest.mark.parametrize("number", range(len(TABLE)), ids=[case.id for case in TABLE])
+def test_the_rounded_reference_is_the_formula_without_roundings(number: int) -> None:
+    check_formula(run("float32"), number)
+
+
+@cache
+def choices(policy: int) -> tuple[Any, pj.MachineState, np.ndarray]:
+    """A run with equal logits, infinities and zeros of both signs."""
+    case = CHOICES[policy]
+    logits = np.round(case.operands()["logits"] * 2) / 2
+    logits[0, :] = 0.25
+    logits[1, 3], logits[1, 7], logits[1, 20:] = 9.0, 9.0, 9.0
+    logits[2, :] = np.where(np.arange(logits.shape[1]) % 2, 0.0, -0.0)
+    if policy == 0:
+        logits[3, 5] = -np.inf
+        logits[4, :] = -np.inf
+    lowered = case.lowered(machine())
+    start = jax.jit(lambda logits: lowered.start(logits=logits))(logits)
+    return lowered, pj.run(lowered.program, start, machine()), logits
+
+
+@pytest.mark.parametrize("policy", [0, 1])
+def test_of_equal_experts_the_lower_number_is_first(policy: int) -> None:
+    lowered, final, logits = choices(policy)
+    reference = jax.jit(lambda logits: lowered.rounded(logits=logits))
+    assert same_bits(only(lowered.read(final)), only(reference(logits)))
+    count = (4, 8)[policy]
+    numbers = np.asarray(final.int_sram)[: len(logits) * count].reshape(-1, count)
+    # The machine orders zeros by their sign; JAX does not.
+    signed = [row for row in range(len(logits)) if row != 2]
+    assert np.array_equal(numbers[signed], np.asarray(chosen(logits, policy)[1])[signed])
+    assert np.array_equal(numbers[0], np.arange(count))
+    assert np.array_equal(numbers[1], [3, 7, *range(20, 18 + count)])
+    assert np.array_equal(numbers[2], 2 * np.arange(count) + 1)
+    if policy == 0:
+        # There is no softmax of nothing but minus infinities.
+        assert not only(lowered.read(final))[4].any()
+
+
+def test_experts_are_those_of_the_router() -> None:
+    """Results are those of the chosen experts alone: other experts' weights do not matter, chosen ones' do."""
+    case = network(2, 16, 16)
+    lowered, operands = case.lowered(machine()), case.operands()
+    start, reference = jax.jit(lambda o: lowered.start(**o)), jax.jit(lambda o: lowered.rounded(**o))
+    result = lambda o: only(lowered.read(pj.run(lowered.program, start(o), machine())))
+    numbers = np.asarray(chosen(operands["logits"], 0)[1])
+    before = only(reference(operands))
+    others = sorted(set(range(32)) - set(numbers.reshape(-1)))
+    spoilt = {name: value.copy() for name, value in operands.items()}
+    for expert in others:
+        spoilt["down"][expert * 16 : expert * 16 + 16] += 1
+    assert same_bits(result(spoilt), before)
+    spoilt["down"][numbers[1, 3] * 16 : numbers[1, 3] * 16 + 16] += 1
+    found = result(spoilt)
+    assert relative_l2(found[1], before[1]) > 1e-2
+    assert same_bits(found, only(reference(spoilt)))
+
+
+@pytest.mark.slow
+def test_there_is_no_gradient() -> None:
+    case = network(2, 16, 16)
+    lowered, operands = case.lowered(machine()), case.operands()
+    with pytest.raises(pj.EngineError, match="derivatives: they need the resolved engine"):
+        jax.grad(lambda x: only_traced(lowered(**operands | {"x": x})).sum())(operands["x"])
+
+
+def only_traced(outputs: dict[str, jax.Array]) -> jax.Array:
+    """The one output."""
+    (value,) = outputs.values()
+    return value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        network(2, 16, 32, activation="gelu"),
+        network(3, 32, 16, policy=1, activation="relu"),
+        mixture(4, 144, 48),
+        mixture(2, 16, 16, policy=1),
+    ],
+    ids=lambda case: case.id,
+)
+def test_more_networks(case: Case) -> None:
+    for formats in ("published", "float32"):
+        lowered, operands = case.lowered(machine(formats=formats)), case.operands()
+        assert same_bits(only(lowered(**operands)), only(lowered.rounded(**operands)))
+
+
+@pytest.mark.slow
+def test_the_default_machine() -> None:
+    config = pj.MachineConfig(hbm_size=1 << 26, vector_sram_size=8192)
+    for case in (*CHOICES, mixture(2, 64, 64), network(2, 64, 64, policy=1)):
+        lowered, operands = case.lowered(config), case.operands()
+        assert same_bits(only(lowered(**operands)), only(lowered.rounded(**operands)))
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (Case("top_k", {"logits": (5, 32)}, {"policy": 2}), "top_k: policy: expected 0 .* or 1 .*, got 2"),
+        (Case("top_k", {"logits": (5, 32)}, {"policy": 1}), "top_k: columns of logits .*: expected 128, got 32"),
+        (
+            Case("top_k", {"logits": (257, 32)}, {"policy": 0}),
+            "top_k: rows of logits .*: expected at most 256, .* got 257",
+        ),
+        (network(2, 24, 16), "expert_ffn: columns of x: expected a multiple of MLEN 16, got 24"),
+        (network(2, 16, 20), "expert_ffn: columns of gate: expected a multiple of MLEN 16, got 20"),
+        (network(2, 16, 16, activation="exp"), "expert_ffn: activation: expected silu, gelu, relu, got 'exp'"),
+        (
+            dataclasses.replace(network(2, 16, 16), shapes=network(2, 16, 16).shapes | {"down": (16, 16)}),
+            r"expert_ffn: shape of down \(down\): expected \(512, 16\), got \(16, 16\)",
+        ),
+        (
+            dataclasses.replace(mixture(2, 16, 16), attributes={"policy": 0, "experts": 16}),
+            r"routed_ffn: columns of router_w \(router_w\): expected 16, got 32",
+        ),
+    ],
+)
+def test_wrong_arguments(case: Case, message: str) -> None:
+    with pytest.raises(OperatorError, match=message):
+        case.graph(machine())
+
+
+def test_the_router_is_made_of_others() -> None:
+    g = Graph(machine())
+    x, w = g.input("x", (3, 16)), g.input("w", (16, 32), "hbm", "weights")
+    assert g.router(x, w, policy=0).shape == (3, 4)
+    assert [node.operator.name for node in g.nodes] == ["linear", "top_k"]
