@@ -104,7 +104,7 @@ def test_conv2d_is_the_convolution_of_jax() -> None:
     assert relative_l2(together.exact[number], wanted) <= 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("formats", ["published", "float32"])
 def test_all_cases(formats: str) -> None:
     together = Together(ALL, machine(formats=formats))
@@ -112,7 +112,7 @@ def test_all_cases(formats: str) -> None:
         assert same_bits(found, rounded)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fetched", [1, 2, 3])
 @pytest.mark.parametrize("step", [1, 4, 6])
 def test_transfers_of_other_sizes(fetched: int, step: int) -> None:
@@ -129,9 +129,19 @@ PUBLISHED = [(4, 4, 67, 4), (2, 8, 71, 8), (3, 8, 71, 8), (3, 14, 77, 14)]
 
 
 @pytest.mark.slow
+def test_the_kernel_of_siglip() -> None:
+    check_published(*PUBLISHED[-1], shift=True)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shift", [True, False])
 @pytest.mark.parametrize(("channels", "kernel", "height", "width"), PUBLISHED)
 def test_the_published_sizes(channels: int, kernel: int, height: int, width: int, shift: bool) -> None:
+    check_published(channels, kernel, height, width, shift=shift)
+
+
+def check_published(channels: int, kernel: int, height: int, width: int, shift: bool) -> None:
+    """One of the published tests, bit for bit."""
     config = pj.MachineConfig(hbm_size=1 << 24, vector_sram_size=8192)
     case = convolution(64, patches(channels, height, width, kernel, shift=shift))
     lowered, operands = case.lowered(config), case.operands()
@@ -142,7 +152,7 @@ def test_the_published_sizes(channels: int, kernel: int, height: int, width: int
     assert not fits(np.zeros_like(found), rounded)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_patches_of_siglip() -> None:
     """Patches of 14 x 14 every 14 elements, of images wider than a block."""
     config = pj.MachineConfig(hbm_size=1 << 24, vector_sram_size=8192)

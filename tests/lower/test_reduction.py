@@ -46,7 +46,7 @@ def test_lanes_behind_the_column_are_zero() -> None:
         assert not np.asarray(together.final.vram[first : first + where.shape[0], 1:]).any()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_float32_machines_too() -> None:
     together = run("float32")
     for found, rounded in zip(together.found, together.rounded, strict=True):

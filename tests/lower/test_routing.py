@@ -115,7 +115,7 @@ def test_experts_are_those_of_the_router() -> None:
     assert same_bits(found, only(reference(spoilt)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_there_is_no_gradient() -> None:
     case = network(2, 16, 16)
     lowered, operands = case.lowered(machine()), case.operands()
@@ -129,7 +129,7 @@ def only_traced(outputs: dict[str, jax.Array]) -> jax.Array:
     return value
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "case",
     [
@@ -146,7 +146,7 @@ def test_more_networks(case: Case) -> None:
         assert same_bits(only(lowered(**operands)), only(lowered.rounded(**operands)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_default_machine() -> None:
     config = pj.MachineConfig(hbm_size=1 << 26, vector_sram_size=8192)
     for case in (*CHOICES, mixture(2, 64, 64), network(2, 64, 64, policy=1)):
