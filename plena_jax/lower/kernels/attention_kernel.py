@@ -31,6 +31,10 @@ def emit(
     shifted up, or multiplied with a permutation. Few queries (a row to decode) of heads that share keys are taken as
     queries of one head.
 
+    Heads that are head slots of a block (HLEN lanes, or a multiple) are not cut out: products with V take their columns
+    alone and write them where they belong; V_MASK keeps corrections and divisions there. If they are one slot, M_BTMM
+    makes the scores of a tile for all query heads of a block at once.
+
     FP SRAM: -LARGE, LARGE, 1 and the scale; workspace: maximum and denominator of each query of a group; sinks.
     Registers: f for -LARGE, scale, maximum, denominator and correction; those of products.
     """
@@ -39,6 +43,7 @@ def emit(
     attention = _Attention(k, g, room, out, q, keys, values, mask, sinks is not None)
     if sinks is not None:
         attention.read_sinks(sinks)
+    attention.clear_rest()
     for first, rows in g.groups:
         attention.group(first, rows)
 
@@ -73,6 +78,8 @@ class _Attention:
     has_sinks: bool
     lanes_held: tuple[int, int] | None = None
     patterns: dict[bytes, tuple[Rows, Rows]] = field(default_factory=dict)
+    copied: tuple[int, int] | None = None
+    scored: tuple[int, ...] | None = None
 
     def rows_at(self, first: int, rows: int, blocks: int = 1, held: int | None = None) -> Rows:
         """A part of the workspace."""
@@ -142,27 +149,94 @@ class _Attention:
     def _heads(self, heads: range, first: int, rows: int) -> None:
         """Heads with the same keys, of a group of queries, tile after tile."""
         k, key, count = self.k, self.g.key(heads[0]), len(heads) * rows
-        query = self._query(heads, key, first, rows)
+        query, place = self._query(heads, key, first, rows), self.g.query(heads[0])
         scores, part = self.rows_at(self.room.scores, count), self.rows_at(self.room.part, count, key.blocks)
-        in_place = key.whole and len(heads) == 1
+        if self.g.batched:
+            slot = place.lane // place.size
+            scores = self.rows_at(self.room.scores + slot * k.config.mlen, count)
+        in_place = self.g.direct or (key.whole and len(heads) == 1)
+        columns = (key.lane, place.lane, key.size) if self.g.direct else None
         result = self.rows_at(self.room.result, count, key.blocks)
         if in_place:
-            result = self._of(self.out, self.g.query(heads[0]), first, rows)
+            result = self._of(self.out, place, first, rows)
+        if self.g.direct:
+            self._select(place)
         if self.has_sinks:
             self._start_with_sinks(heads, rows)
         tiles = self.g.tiles(first, rows)
         for number, (tile, seen) in enumerate(tiles):
-            Product(k, query, self._tile(self.keys, tile, key), transposed=True).emit(scores)
+            if self.g.batched:
+                self._score_slots((first, place.block, key.start, tile), query, self._tile(self.keys, tile, key), key)
+            else:
+                Product(k, query, self._tile(self.keys, tile, key), transposed=True).emit(scores)
             shown = None if seen is None else self.patterns[key_of(pattern_of(self.g, seen))]
             self._shares(first, tile, scores, shown, None if number == 0 else result, number + 1 == len(tiles))
-            Product(k, scores, self._tile(self.values, tile, key)).emit(part if number else result)
+            product = Product(k, scores, self._tile(self.values, tile, key))
+            product.emit(part if number else result, columns=columns)
             if 0 < number < len(tiles) - 1:
                 with k.each_vector(result, part) as (total, more):
-                    k.b.v_add_vv(total, total, more)
+                    k.b.v_add_vv(total, total, more, self._masked)
         self._divide(count, result, part if len(tiles) > 1 else None)
         if not in_place:
             for number, head in enumerate(heads):
                 self._place(key, self.g.query(head), _some(result, number * rows, rows), first)
+
+    # -- head slots ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _masked(self) -> int:
+        """The mask operand of what changes results: lanes of other heads stay as they are."""
+        return int(self.g.direct)
+
+    def _select(self, place: Lanes) -> None:
+        """V_MASK := the slots of a head."""
+        b, hlen = self.k.b, self.k.config.hlen
+        with b.scope():
+            slots = b.gp((1 << place.size // hlen) - 1 << place.lane // hlen, "slots of the head")
+            b.c_set_v_mask_reg(slots)
+
+    def clear_rest(self) -> None:
+        """Zeros in the last block of the result, if it has lanes that no head writes."""
+        if not (self.g.direct and self.out.rest):
+            return
+        b, rows = self.k.b, self.out.shape[0]
+        last = Rows(self.out.name, self.out.at(self.out.blocks - 1), (rows, 1), self.out.lanes, self.out.pitch)
+        with b.scope():
+            far = b.gp(self.out.lanes, "lanes")
+            with self.k.each_vector(last) as (row,):
+                # Nothing but zeros is left after so far a shift.
+                b.v_shft_v(row, row, far)
+
+    def _score_slots(self, scored: tuple[int, ...], query: Rows, keys: Matrix, key: Lanes) -> None:
+        """Scores of all query heads of a block with a head of keys of a tile, unless they are the last that were made.
+
+        A head changes those of its own slot alone.
+        """
+        if self.scored == scored:
+            return
+        self.scored = scored
+        b = self.k.b
+        with self.k.opened(keys) as base, b.scope():
+            tile, x = b.gp(0, "tile"), b.gp(keys.offset(0, 0), keys.name)
+            b.h_prefetch_m(tile, x, base, 1, keys.precision)
+            b.set(x, query.address)
+            if key.lane:
+                b.set(tile, key.lane)
+            b.m_btmm(tile, x)
+            b.set(x, self.rows_at(self.room.scores, 1).address)
+            b.m_bmm_wo(x, 0)
+
+    def _query_block(self, place: Lanes, first: int, rows: int) -> Rows:
+        """The block of queries that has a head, where MLEN rows can be read: those behind the last are anything."""
+        block = self._of(self.q, place, first, rows)
+        if rows == self.k.config.mlen:
+            return block
+        copy = self.rows_at(self.room.query, rows)
+        if self.copied != (first, place.block):
+            self.copied = first, place.block
+            with self.k.each_vector(block, copy) as (source, target):
+                self.k.b.v_add_vf(target, source, self.k.b.fp_zero)
+        return copy
 
     def _start_with_sinks(self, heads: range, rows: int) -> None:
         """The sink of a head is the first maximum of each of its queries."""
@@ -189,6 +263,8 @@ class _Attention:
 
     def _query(self, heads: range, key: Lanes, first: int, rows: int) -> Rows:
         """Queries of heads, one after the other, in the lanes of their keys, zeros around them."""
+        if self.g.batched:
+            return self._query_block(self.g.query(heads[0]), first, rows)
         if key.whole and len(heads) == 1:
             return self._of(self.q, self.g.query(heads[0]), first, rows)
         query = self.rows_at(self.room.query, len(heads) * rows, key.blocks)
@@ -276,7 +352,7 @@ class _Attention:
         fixed = [o for o in patterns if o.shape[0] != rows]
         with b.scope():
             lowest = b.fp(-LARGE, "lowest score")
-            factor = b.fp(self.g.scale, "scale") if self.g.scale != 1.0 else None
+            factor = b.fp(self.g.factor, "scale") if self.g.factor != 1.0 else None
             most, total, change = b.fp(purpose="maximum"), b.fp(purpose="denominator"), b.fp(purpose="correction")
             entry = b.gp(0, "number of the query")
             with k.each_row(rows, *moving, fixed=fixed) as at:
@@ -344,7 +420,7 @@ class _Attention:
 
     def _correct(self, result: Rows, change: Fp, at: Pointer) -> None:
         for block in range(result.blocks):
-            self.k.b.v_mul_vf(at(result, block), at(result, block), change)
+            self.k.b.v_mul_vf(at(result, block), at(result, block), change, self._masked)
 
     def _divide(self, rows: int, result: Rows, part: Rows | None) -> None:
         """The last part is added, and all is divided by the denominator."""
@@ -356,8 +432,8 @@ class _Attention:
                 b.s_reci_fp(total, total)
                 for block in range(result.blocks):
                     if part is not None:
-                        b.v_add_vv(at(result, block), at(result, block), at(part, block))
-                    b.v_mul_vf(at(result, block), at(result, block), total)
+                        b.v_add_vv(at(result, block), at(result, block), at(part, block), self._masked)
+                    b.v_mul_vf(at(result, block), at(result, block), total, self._masked)
                 b.add(entry, entry, 1)
 
 
