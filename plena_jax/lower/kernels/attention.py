@@ -239,6 +239,6 @@ register(
         matrix=("k", "v"),
         roles={"k": "kv", "v": "kv"},
         cost="for each head, group of MLEN queries and tile of keys that is seen two products (see linear) and rows * "
-        "(17 + 4 * blocks)",
+        "(17 + 4 * blocks); if heads are HLEN columns, about 10 for scores, and HLEN columns of the other product",
     )
 )

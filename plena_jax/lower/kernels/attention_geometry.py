@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from plena_jax.config import MachineConfig
-from plena_jax.lower.kernel import constant_rows
-from plena_jax.lower.tensors import Tensor, round_up, row_unit, vram_rows
+from plena_jax.lower.kernel import Kernel, constant_rows
+from plena_jax.lower.tensors import Rows, Tensor, round_up, row_unit, vram_rows
 
 #: The most query rows whose running values FP SRAM holds at once.
 _MOST_ROWS = 256
@@ -229,6 +229,12 @@ class Room:
             sizes[-1] = max(sizes[-1], 1 + unit + more)
         starts = np.cumsum([0, *sizes]).tolist()
         return cls(held, *starts)
+
+    def rows(self, k: Kernel, first: int, rows: int, blocks: int = 1, held: int | None = None) -> Rows:
+        """A matrix in the workspace, from its row ``first`` on; ``held`` rows from block to block."""
+        lanes = k.config.mlen
+        pitch = (self.held if held is None else held) * lanes
+        return Rows("workspace", k.scratch + first * lanes, (rows, blocks * lanes), lanes, pitch)
 
 
 def _pattern_rows(g: Geometry, first: int, count: int) -> list[int]:

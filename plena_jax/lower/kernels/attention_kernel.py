@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from plena_jax.lower.kernel import LARGE, Kernel, Pointer, constant_rows
 from plena_jax.lower.kernels.attention_geometry import Geometry, Lanes, Room, key_of, pattern_of, patterns_of
+from plena_jax.lower.kernels.attention_slots import HeadSlots, blocks_of
 from plena_jax.lower.kernels.matmul import Product
 from plena_jax.lower.registers import Fp, Gp
 from plena_jax.lower.tensors import Matrix, Rows, Tensor, row_unit
@@ -43,7 +45,7 @@ def emit(
     attention = _Attention(k, g, room, out, q, keys, values, mask, sinks is not None)
     if sinks is not None:
         attention.read_sinks(sinks)
-    attention.clear_rest()
+    attention.slots.clear_rest()
     for first, rows in g.groups:
         attention.group(first, rows)
 
@@ -78,14 +80,15 @@ class _Attention:
     has_sinks: bool
     lanes_held: tuple[int, int] | None = None
     patterns: dict[bytes, tuple[Rows, Rows]] = field(default_factory=dict)
-    copied: tuple[int, int] | None = None
-    scored: tuple[int, ...] | None = None
+
+    @cached_property
+    def slots(self) -> HeadSlots:
+        """For heads that are head slots."""
+        return HeadSlots(self.k, self.g, self.room, self.out, self.q)
 
     def rows_at(self, first: int, rows: int, blocks: int = 1, held: int | None = None) -> Rows:
         """A part of the workspace."""
-        lanes = self.k.config.mlen
-        pitch = (self.room.held if held is None else held) * lanes
-        return Rows("workspace", self.k.scratch + first * lanes, (rows, blocks * lanes), lanes, pitch)
+        return self.room.rows(self.k, first, rows, blocks, held)
 
     # -- before the first group ---------------------------------------------------------------------------------------
 
@@ -152,21 +155,20 @@ class _Attention:
         query, place = self._query(heads, key, first, rows), self.g.query(heads[0])
         scores, part = self.rows_at(self.room.scores, count), self.rows_at(self.room.part, count, key.blocks)
         if self.g.batched:
-            slot = place.lane // place.size
-            scores = self.rows_at(self.room.scores + slot * k.config.mlen, count)
+            scores = self.slots.scores(place, rows)
         in_place = self.g.direct or (key.whole and len(heads) == 1)
         columns = (key.lane, place.lane, key.size) if self.g.direct else None
         result = self.rows_at(self.room.result, count, key.blocks)
         if in_place:
-            result = self._of(self.out, place, first, rows)
+            result = blocks_of(self.out, place, first, rows)
         if self.g.direct:
-            self._select(place)
+            self.slots.select(place)
         if self.has_sinks:
             self._start_with_sinks(heads, rows)
         tiles = self.g.tiles(first, rows)
         for number, (tile, seen) in enumerate(tiles):
             if self.g.batched:
-                self._score_slots((first, place.block, key.start, tile), query, self._tile(self.keys, tile, key), key)
+                self.slots.score((first, place.block, key.start, tile), query, self._tile(self.keys, tile, key), key)
             else:
                 Product(k, query, self._tile(self.keys, tile, key), transposed=True).emit(scores)
             shown = None if seen is None else self.patterns[key_of(pattern_of(self.g, seen))]
@@ -175,68 +177,11 @@ class _Attention:
             product.emit(part if number else result, columns=columns)
             if 0 < number < len(tiles) - 1:
                 with k.each_vector(result, part) as (total, more):
-                    k.b.v_add_vv(total, total, more, self._masked)
+                    k.b.v_add_vv(total, total, more, self.slots.masked)
         self._divide(count, result, part if len(tiles) > 1 else None)
         if not in_place:
             for number, head in enumerate(heads):
                 self._place(key, self.g.query(head), _some(result, number * rows, rows), first)
-
-    # -- head slots ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _masked(self) -> int:
-        """The mask operand of what changes results: lanes of other heads stay as they are."""
-        return int(self.g.direct)
-
-    def _select(self, place: Lanes) -> None:
-        """V_MASK := the slots of a head."""
-        b, hlen = self.k.b, self.k.config.hlen
-        with b.scope():
-            slots = b.gp((1 << place.size // hlen) - 1 << place.lane // hlen, "slots of the head")
-            b.c_set_v_mask_reg(slots)
-
-    def clear_rest(self) -> None:
-        """Zeros in the last block of the result, if it has lanes that no head writes."""
-        if not (self.g.direct and self.out.rest):
-            return
-        b, rows = self.k.b, self.out.shape[0]
-        last = Rows(self.out.name, self.out.at(self.out.blocks - 1), (rows, 1), self.out.lanes, self.out.pitch)
-        with b.scope():
-            far = b.gp(self.out.lanes, "lanes")
-            with self.k.each_vector(last) as (row,):
-                # Nothing but zeros is left after so far a shift.
-                b.v_shft_v(row, row, far)
-
-    def _score_slots(self, scored: tuple[int, ...], query: Rows, keys: Matrix, key: Lanes) -> None:
-        """Scores of all query heads of a block with a head of keys of a tile, unless they are the last that were made.
-
-        A head changes those of its own slot alone.
-        """
-        if self.scored == scored:
-            return
-        self.scored = scored
-        b = self.k.b
-        with self.k.opened(keys) as base, b.scope():
-            tile, x = b.gp(0, "tile"), b.gp(keys.offset(0, 0), keys.name)
-            b.h_prefetch_m(tile, x, base, 1, keys.precision)
-            b.set(x, query.address)
-            if key.lane:
-                b.set(tile, key.lane)
-            b.m_btmm(tile, x)
-            b.set(x, self.rows_at(self.room.scores, 1).address)
-            b.m_bmm_wo(x, 0)
-
-    def _query_block(self, place: Lanes, first: int, rows: int) -> Rows:
-        """The block of queries that has a head, where MLEN rows can be read: those behind the last are anything."""
-        block = self._of(self.q, place, first, rows)
-        if rows == self.k.config.mlen:
-            return block
-        copy = self.rows_at(self.room.query, rows)
-        if self.copied != (first, place.block):
-            self.copied = first, place.block
-            with self.k.each_vector(block, copy) as (source, target):
-                self.k.b.v_add_vf(target, source, self.k.b.fp_zero)
-        return copy
 
     def _start_with_sinks(self, heads: range, rows: int) -> None:
         """The sink of a head is the first maximum of each of its queries."""
@@ -247,11 +192,6 @@ class _Attention:
                 b.s_ld_fp(sink, b.zero, self._sink(head))
                 with b.loop(rows, (entry, 1)):
                     b.s_st_fp(sink, entry, self._maximum)
-
-    def _of(self, operand: Rows, head: Lanes, first: int, rows: int) -> Rows:
-        """The blocks of a head."""
-        shape = rows, head.blocks * head.width
-        return Rows(operand.name, operand.at(head.block, first), shape, operand.lanes, operand.pitch)
 
     def _tile(self, matrix: Matrix, tile: int, head: Lanes) -> Matrix:
         """The blocks of a head of a tile of keys or values."""
@@ -264,19 +204,19 @@ class _Attention:
     def _query(self, heads: range, key: Lanes, first: int, rows: int) -> Rows:
         """Queries of heads, one after the other, in the lanes of their keys, zeros around them."""
         if self.g.batched:
-            return self._query_block(self.g.query(heads[0]), first, rows)
+            return self.slots.query(self.g.query(heads[0]), first, rows)
         if key.whole and len(heads) == 1:
-            return self._of(self.q, self.g.query(heads[0]), first, rows)
+            return blocks_of(self.q, self.g.query(heads[0]), first, rows)
         query = self.rows_at(self.room.query, len(heads) * rows, key.blocks)
         for number, head in enumerate(heads):
             place = self.g.query(head)
-            self._move(self._of(self.q, place, first, rows), place, _some(query, number * rows, rows), key)
+            self._move(blocks_of(self.q, place, first, rows), place, _some(query, number * rows, rows), key)
         return query
 
     def _place(self, key: Lanes, place: Lanes, result: Rows, first: int) -> None:
         """A result in the lanes of its keys to those of its head; other heads that are there stay."""
         k, rows = self.k, result.shape[0]
-        out = self._of(self.out, place, first, rows)
+        out = blocks_of(self.out, place, first, rows)
         # Blocks that begin before the head does hold an earlier one.
         fresh = [(place.block + block) * place.width >= place.start for block in range(out.blocks)]
         if all(fresh):
@@ -420,7 +360,7 @@ class _Attention:
 
     def _correct(self, result: Rows, change: Fp, at: Pointer) -> None:
         for block in range(result.blocks):
-            self.k.b.v_mul_vf(at(result, block), at(result, block), change, self._masked)
+            self.k.b.v_mul_vf(at(result, block), at(result, block), change, self.slots.masked)
 
     def _divide(self, rows: int, result: Rows, part: Rows | None) -> None:
         """The last part is added, and all is divided by the denominator."""
@@ -432,8 +372,8 @@ class _Attention:
                 b.s_reci_fp(total, total)
                 for block in range(result.blocks):
                     if part is not None:
-                        b.v_add_vv(at(result, block), at(result, block), at(part, block), self._masked)
-                    b.v_mul_vf(at(result, block), at(result, block), total, self._masked)
+                        b.v_add_vv(at(result, block), at(result, block), at(part, block), self.slots.masked)
+                    b.v_mul_vf(at(result, block), at(result, block), total, self.slots.masked)
                 b.add(entry, entry, 1)
 
 
