@@ -132,6 +132,12 @@ class Rounded:
 
     # -- matrix unit --------------------------------------------------------------------------------------------------
 
+    def scaled_matmul(self, x: jax.Array, w: jax.Array, scale: float) -> jax.Array:
+        """M_BTMM and M_BMM_WO: a sum along k, HLEN at most, times ``scale``; then rounded."""
+        total = accumulate(jnp.zeros((x.shape[0], w.shape[1]), jnp.float32), x, w)
+        scaled = arithmetic.multiply(*jnp.broadcast_arrays(total, jnp.float32(scale)))
+        return self.vector(arithmetic.add(jnp.zeros_like(scaled), scaled))
+
     def matmul(self, x: jax.Array, w: jax.Array, tiles: int | None = None) -> jax.Array:
         """M_MM and M_MM_WO: tiles of MLEN along k in one float32 accumulator, then rounded.
 

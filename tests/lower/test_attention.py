@@ -46,6 +46,7 @@ CASES = [
     attention(5, 40, 16, with_=("mask",), scale=1.0),
     attention(5, 40, 8, 4, 2, causal=True, query_offset=14),
     attention(5, 40, 32, kv_length=18),
+    attention(5, 40, 4, 6, 2, causal=True, query_offset=14),
     rope(1, 16),
     rope(2, 32),
     rope(3, 8, cos="activations"),
@@ -66,6 +67,13 @@ MORE = [
     attention(33, 20, 16, with_=("mask",)),
     attention(9, 40, 12, 20, 4, with_=("sinks",)),
     attention(9, 40, 48, scale=1.0),
+    # Heads of one head slot, and of two.
+    attention(16, 16, 4, 4, 1),
+    attention(1, 40, 4, 4, 1, kv_length=33),
+    attention(37, 61, 4, 8, 4, causal=True, query_offset=24, window=20, with_=("sinks",)),
+    attention(19, 40, 4, 3, with_=("mask",), hbm=("mask",), scale=1.0),
+    attention(19, 60, 8, 6, 2, causal=True, query_offset=40, with_=("sinks",)),
+    attention(17, 60, 8, 3, 1, with_=("mask",)),
     rope(1, 2),
     rope(5, 6),
     rope(2, 24),
@@ -254,6 +262,28 @@ def test_tiles_that_nobody_sees_are_left_out() -> None:
     assert words(attention(5, 400, 16, causal=True)) == words(attention(5, 16, 16, causal=True))
     assert words(attention(5, 400, 16, kv_length=20)) == words(attention(5, 20, 16))
     assert words(attention(5, 400, 16, causal=True, query_offset=320, window=3)) < words(attention(5, 40, 16))
+
+
+@pytest.mark.parametrize(("causal", "published"), [(False, 12_986), (True, 18_509)])
+def test_heads_of_one_slot_take_fewer_instructions_than_published(causal: bool, published: int) -> None:
+    case = attention(64, 64, 16, 4, 1, causal=causal)
+    program = case.lowered(MachineConfig())
+    assert program.cost().instructions < published / 2
+    mnemonics = [line.split()[0] for line in program.program.disassemble()]
+    assert mnemonics.count("M_BTMM") == 1
+    assert "M_TMM" not in mnemonics and "V_SHFT_V" not in mnemonics
+
+
+def test_lanes_behind_the_last_head_are_zero() -> None:
+    """Where another tensor was before: a mean of squares takes whole rows."""
+    g = Graph(machine())
+    x, k, v = g.input("x", (5, 16)), *(g.input(name, (20, 12), "hbm", "kv") for name in "kv")
+    q = g.linear(g.add(x, x), g.input("w", (16, 12), "hbm", "weights"))
+    g.output(g.rms_norm(g.attention(q, k, v, heads=3)))
+    lowered, random = lower(g), np.random.default_rng(3)
+    shapes = {"x": (5, 16), "k": (20, 12), "v": (20, 12), "w": (16, 12)}
+    operands = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    assert same_bits(only(lowered(**operands)), only(lowered.rounded(**operands)))
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

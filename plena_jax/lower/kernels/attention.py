@@ -11,7 +11,7 @@ import numpy as np
 
 from plena_jax.config import MachineConfig
 from plena_jax.lower.kernel import LARGE
-from plena_jax.lower.kernels.attention_geometry import Geometry, Room
+from plena_jax.lower.kernels.attention_geometry import BMM_SCALE, Geometry, Room
 from plena_jax.lower.kernels.attention_kernel import emit
 from plena_jax.lower.operators import Operator, Workspace, expect, register
 from plena_jax.lower.rounded import Rounded
@@ -90,9 +90,10 @@ def rounded(
 
     Scores are rounded to vector SRAM, then with scale and mask; so are differences to the running maximum,
     exponentials, each tile's part of the result, the result times the correction, and sums of the two. Maximum,
-    denominator and correction are rounded to scalars. Moving heads between lanes is exact.
+    denominator and correction are rounded to scalars. Moving heads between lanes is exact. Heads of one head slot have
+    scores of M_BTMM, which are multiplied with 0.25 before they are rounded; the scale is that much larger.
     """
-    g = Geometry.of(r.config, q, k, **attributes)
+    g = Geometry.of(r.config, q, k, mask is not None, **attributes)
     vectors = [None if x is None else r.vector(x) for x in (mask, sinks)]
     heads = [
         jnp.concatenate([_rounded_group(r, g, head, first, rows, q, k, v, *vectors) for first, rows in g.groups])
@@ -119,14 +120,16 @@ def _rounded_group(
     tile_of = lambda x, tile: jnp.pad(
         x[tile * lanes : (tile + 1) * lanes], ((0, max(0, (tile + 1) * lanes - x.shape[0])), (0, 0))
     )
-    query = placed(q[first : first + rows, g.query(head).columns])
+    own = q[first : first + rows, g.query(head).columns]
+    query = placed(own)
     most = jnp.full((rows, 1), -LARGE) if sinks is None else jnp.broadcast_to(r.scalar(sinks[0, head]), (rows, 1))
     total = None if sinks is None else jnp.ones((rows, 1), jnp.float32)
     result: jax.Array | None = None
     for tile, seen in g.tiles(first, rows):
-        scores = r.matmul(query, placed(tile_of(k, tile)[:, at.columns]).T)
-        if g.scale != 1.0:
-            scores = r.multiply(scores, r.scalar(g.scale))
+        some = tile_of(k, tile)[:, at.columns]
+        scores = r.scaled_matmul(own, some.T, BMM_SCALE) if g.batched else r.matmul(query, placed(some).T)
+        if g.factor != 1.0:
+            scores = r.multiply(scores, r.scalar(g.factor))
         visible = None if seen is None else jnp.asarray(seen, jnp.float32)
         if visible is not None:
             scores = r.add(scores, r.multiply(r.subtract(visible, jnp.float32(1)), jnp.float32(LARGE)))
@@ -236,6 +239,6 @@ register(
         matrix=("k", "v"),
         roles={"k": "kv", "v": "kv"},
         cost="for each head, group of MLEN queries and tile of keys that is seen two products (see linear) and rows * "
-        "(17 + 4 * blocks)",
+        "(17 + 4 * blocks); if heads are HLEN columns, about 10 for scores, and HLEN columns of the other product",
     )
 )

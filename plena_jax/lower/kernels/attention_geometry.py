@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from plena_jax.config import MachineConfig
-from plena_jax.lower.kernel import constant_rows
-from plena_jax.lower.tensors import Tensor, round_up, row_unit, vram_rows
+from plena_jax.lower.kernel import Kernel, constant_rows
+from plena_jax.lower.tensors import Rows, Tensor, round_up, row_unit, vram_rows
 
 #: The most query rows whose running values FP SRAM holds at once.
 _MOST_ROWS = 256
+#: What M_BTMM multiplies products with: a state register that no instruction writes.
+BMM_SCALE = 0.25
+#: Head slots that V_MASK has bits for.
+_MASKED_SLOTS = 32
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,36 @@ class Geometry:
     def stacked(self) -> int:
         """Query heads that are taken as more rows of one, as they have the same keys: products take BLEN rows at once.
 
-        With a mask, which would have to be repeated, one.
+        With a mask, which would have to be repeated, one; also where M_BTMM takes the heads of a block together.
         """
-        shared = self.heads // self.kv_heads
+        shared = 1 if self.batched else self.heads // self.kv_heads
         return shared if not self.masked and shared * self.rows <= self.group else 1
+
+    @cached_property
+    def _in_slots(self) -> bool:
+        """Whether each head is some head slots of one block: V_MASK selects them, and M_MM_WO writes them alone."""
+        config = self.config
+        heads = [place(head) for head in range(self.heads) for place in (self.query, self.key)]
+        fits = self.size < config.mlen and not self.size % math.lcm(config.hlen, config.blen)
+        return fits and config.mlen // config.hlen <= _MASKED_SLOTS and all(head.blocks == 1 for head in heads)
+
+    @cached_property
+    def batched(self) -> bool:
+        """Whether a head is a head slot: M_BTMM makes the scores of all query heads of a block with one head of keys.
+
+        Those are multiplied with ``BMM_SCALE`` already.
+        """
+        return self._in_slots and self.size == self.config.hlen and self.config.heads_match
+
+    @property
+    def direct(self) -> bool:
+        """Whether results of a head are made where they belong, among those of other heads."""
+        return self._in_slots and self.stacked == 1
+
+    @property
+    def factor(self) -> float:
+        """What scores of products are multiplied with."""
+        return self.scale / BMM_SCALE if self.batched else self.scale
 
     @property
     def stack(self) -> int:
@@ -158,9 +188,9 @@ class Room:
 
     Attributes:
         held: rows that a group takes.
-        scores: of a group of queries and a tile of keys; then their shares.
+        scores: of a group of queries and a tile of keys; then their shares. Of each head slot, if M_BTMM makes them.
         part: what a tile adds to the result; then the result in the lanes of its head.
-        query, result: in the lanes of the head of keys.
+        query, result: in the lanes of the head of keys. For M_BTMM queries of a block, with rows up to MLEN.
         lanes: ones in the lanes of a head.
         mask: a tile of a mask that is in HBM.
         patterns: which keys are seen, and what is added to scores for that.
@@ -187,14 +217,24 @@ class Room:
         heads = [place(head) for head in range(g.heads) for place in (g.query, g.key)]
         blocks = max(head.blocks for head in heads)
         apart = 0 if g.stacked == 1 and all(head.whole for head in heads) else held * blocks
+        scores, query, result, lanes = held, apart, 0 if g.direct else apart, unit * blocks if apart else 0
+        if g.batched:
+            scores, lanes = g.config.broadcast_amount * g.config.mlen, 0
+            query = 0 if all(rows == g.config.mlen for _, rows in g.groups) else g.config.mlen
         patterns = max(sum(2 * rows for rows in _pattern_rows(g, first, count)) for first, count in g.groups)
-        sizes = [held, held * blocks, apart, apart, unit * blocks if apart else 0, held if has_mask else 0, patterns]
+        sizes = [scores, held * blocks, query, result, lanes, held if has_mask else 0, patterns]
         if sinks is not None:
             # Before anything else: a product, a mask of one lane, and the sinks if they are in HBM.
             more = vram_rows(g.config, sinks.shape) if sinks.place == "hbm" else 0
             sizes[-1] = max(sizes[-1], 1 + unit + more)
         starts = np.cumsum([0, *sizes]).tolist()
         return cls(held, *starts)
+
+    def rows(self, k: Kernel, first: int, rows: int, blocks: int = 1, held: int | None = None) -> Rows:
+        """A matrix in the workspace, from its row ``first`` on; ``held`` rows from block to block."""
+        lanes = k.config.mlen
+        pitch = (self.held if held is None else held) * lanes
+        return Rows("workspace", k.scratch + first * lanes, (rows, blocks * lanes), lanes, pitch)
 
 
 def _pattern_rows(g: Geometry, first: int, count: int) -> list[int]:

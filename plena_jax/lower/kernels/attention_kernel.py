@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from plena_jax.lower.kernel import LARGE, Kernel, Pointer, constant_rows
 from plena_jax.lower.kernels.attention_geometry import Geometry, Lanes, Room, key_of, pattern_of, patterns_of
+from plena_jax.lower.kernels.attention_slots import HeadSlots, blocks_of
 from plena_jax.lower.kernels.matmul import Product
 from plena_jax.lower.registers import Fp, Gp
 from plena_jax.lower.tensors import Matrix, Rows, Tensor, row_unit
@@ -31,6 +33,10 @@ def emit(
     shifted up, or multiplied with a permutation. Few queries (a row to decode) of heads that share keys are taken as
     queries of one head.
 
+    Heads that are head slots of a block (HLEN lanes, or a multiple) are not cut out: products with V take their columns
+    alone and write them where they belong; V_MASK keeps corrections and divisions there. If they are one slot, M_BTMM
+    makes the scores of a tile for all query heads of a block at once.
+
     FP SRAM: -LARGE, LARGE, 1 and the scale; workspace: maximum and denominator of each query of a group; sinks.
     Registers: f for -LARGE, scale, maximum, denominator and correction; those of products.
     """
@@ -39,6 +45,7 @@ def emit(
     attention = _Attention(k, g, room, out, q, keys, values, mask, sinks is not None)
     if sinks is not None:
         attention.read_sinks(sinks)
+    attention.slots.clear_rest()
     for first, rows in g.groups:
         attention.group(first, rows)
 
@@ -74,11 +81,14 @@ class _Attention:
     lanes_held: tuple[int, int] | None = None
     patterns: dict[bytes, tuple[Rows, Rows]] = field(default_factory=dict)
 
+    @cached_property
+    def slots(self) -> HeadSlots:
+        """For heads that are head slots."""
+        return HeadSlots(self.k, self.g, self.room, self.out, self.q)
+
     def rows_at(self, first: int, rows: int, blocks: int = 1, held: int | None = None) -> Rows:
         """A part of the workspace."""
-        lanes = self.k.config.mlen
-        pitch = (self.room.held if held is None else held) * lanes
-        return Rows("workspace", self.k.scratch + first * lanes, (rows, blocks * lanes), lanes, pitch)
+        return self.room.rows(self.k, first, rows, blocks, held)
 
     # -- before the first group ---------------------------------------------------------------------------------------
 
@@ -142,23 +152,32 @@ class _Attention:
     def _heads(self, heads: range, first: int, rows: int) -> None:
         """Heads with the same keys, of a group of queries, tile after tile."""
         k, key, count = self.k, self.g.key(heads[0]), len(heads) * rows
-        query = self._query(heads, key, first, rows)
+        query, place = self._query(heads, key, first, rows), self.g.query(heads[0])
         scores, part = self.rows_at(self.room.scores, count), self.rows_at(self.room.part, count, key.blocks)
-        in_place = key.whole and len(heads) == 1
+        if self.g.batched:
+            scores = self.slots.scores(place, rows)
+        in_place = self.g.direct or (key.whole and len(heads) == 1)
+        columns = (key.lane, place.lane, key.size) if self.g.direct else None
         result = self.rows_at(self.room.result, count, key.blocks)
         if in_place:
-            result = self._of(self.out, self.g.query(heads[0]), first, rows)
+            result = blocks_of(self.out, place, first, rows)
+        if self.g.direct:
+            self.slots.select(place)
         if self.has_sinks:
             self._start_with_sinks(heads, rows)
         tiles = self.g.tiles(first, rows)
         for number, (tile, seen) in enumerate(tiles):
-            Product(k, query, self._tile(self.keys, tile, key), transposed=True).emit(scores)
+            if self.g.batched:
+                self.slots.score((first, place.block, key.start, tile), query, self._tile(self.keys, tile, key), key)
+            else:
+                Product(k, query, self._tile(self.keys, tile, key), transposed=True).emit(scores)
             shown = None if seen is None else self.patterns[key_of(pattern_of(self.g, seen))]
             self._shares(first, tile, scores, shown, None if number == 0 else result, number + 1 == len(tiles))
-            Product(k, scores, self._tile(self.values, tile, key)).emit(part if number else result)
+            product = Product(k, scores, self._tile(self.values, tile, key))
+            product.emit(part if number else result, columns=columns)
             if 0 < number < len(tiles) - 1:
                 with k.each_vector(result, part) as (total, more):
-                    k.b.v_add_vv(total, total, more)
+                    k.b.v_add_vv(total, total, more, self.slots.masked)
         self._divide(count, result, part if len(tiles) > 1 else None)
         if not in_place:
             for number, head in enumerate(heads):
@@ -174,11 +193,6 @@ class _Attention:
                 with b.loop(rows, (entry, 1)):
                     b.s_st_fp(sink, entry, self._maximum)
 
-    def _of(self, operand: Rows, head: Lanes, first: int, rows: int) -> Rows:
-        """The blocks of a head."""
-        shape = rows, head.blocks * head.width
-        return Rows(operand.name, operand.at(head.block, first), shape, operand.lanes, operand.pitch)
-
     def _tile(self, matrix: Matrix, tile: int, head: Lanes) -> Matrix:
         """The blocks of a head of a tile of keys or values."""
         row, column = matrix.start
@@ -189,18 +203,20 @@ class _Attention:
 
     def _query(self, heads: range, key: Lanes, first: int, rows: int) -> Rows:
         """Queries of heads, one after the other, in the lanes of their keys, zeros around them."""
+        if self.g.batched:
+            return self.slots.query(self.g.query(heads[0]), first, rows)
         if key.whole and len(heads) == 1:
-            return self._of(self.q, self.g.query(heads[0]), first, rows)
+            return blocks_of(self.q, self.g.query(heads[0]), first, rows)
         query = self.rows_at(self.room.query, len(heads) * rows, key.blocks)
         for number, head in enumerate(heads):
             place = self.g.query(head)
-            self._move(self._of(self.q, place, first, rows), place, _some(query, number * rows, rows), key)
+            self._move(blocks_of(self.q, place, first, rows), place, _some(query, number * rows, rows), key)
         return query
 
     def _place(self, key: Lanes, place: Lanes, result: Rows, first: int) -> None:
         """A result in the lanes of its keys to those of its head; other heads that are there stay."""
         k, rows = self.k, result.shape[0]
-        out = self._of(self.out, place, first, rows)
+        out = blocks_of(self.out, place, first, rows)
         # Blocks that begin before the head does hold an earlier one.
         fresh = [(place.block + block) * place.width >= place.start for block in range(out.blocks)]
         if all(fresh):
@@ -276,7 +292,7 @@ class _Attention:
         fixed = [o for o in patterns if o.shape[0] != rows]
         with b.scope():
             lowest = b.fp(-LARGE, "lowest score")
-            factor = b.fp(self.g.scale, "scale") if self.g.scale != 1.0 else None
+            factor = b.fp(self.g.factor, "scale") if self.g.factor != 1.0 else None
             most, total, change = b.fp(purpose="maximum"), b.fp(purpose="denominator"), b.fp(purpose="correction")
             entry = b.gp(0, "number of the query")
             with k.each_row(rows, *moving, fixed=fixed) as at:
@@ -344,7 +360,7 @@ class _Attention:
 
     def _correct(self, result: Rows, change: Fp, at: Pointer) -> None:
         for block in range(result.blocks):
-            self.k.b.v_mul_vf(at(result, block), at(result, block), change)
+            self.k.b.v_mul_vf(at(result, block), at(result, block), change, self.slots.masked)
 
     def _divide(self, rows: int, result: Rows, part: Rows | None) -> None:
         """The last part is added, and all is divided by the denominator."""
@@ -356,8 +372,8 @@ class _Attention:
                 b.s_reci_fp(total, total)
                 for block in range(result.blocks):
                     if part is not None:
-                        b.v_add_vv(at(result, block), at(result, block), at(part, block))
-                    b.v_mul_vf(at(result, block), at(result, block), total)
+                        b.v_add_vv(at(result, block), at(result, block), at(part, block), self.slots.masked)
+                    b.v_mul_vf(at(result, block), at(result, block), total, self.slots.masked)
                 b.add(entry, entry, 1)
 
 

@@ -130,8 +130,18 @@ class Product:
         lanes = self.k.config.mlen
         return lanes * self.w.stride if self.transposed else lanes * self.w.bits // 8
 
-    def emit(self, out: Rows, first: int = 0, count: int | None = None) -> None:
-        """``out = x @ w`` over ``count`` tiles along k from tile ``first`` on, in one accumulator."""
+    def emit(
+        self, out: Rows, first: int = 0, count: int | None = None, columns: tuple[int, int, int] | None = None
+    ) -> None:
+        """``out = x @ w`` over ``count`` tiles along k from tile ``first`` on, in one accumulator.
+
+        Args:
+            out: the result, with room for BLEN rows at a time.
+            first, count: tiles along k; all by default.
+            columns: only some, multiples of BLEN, of each block: the first one, the lane that its result goes to, and
+                how many; other lanes of the result stay as they are.
+        """
+        columns = columns or (0, 0, self.k.config.mlen)
         b, tiles = self.k.b, self.x.blocks - first if count is None else count
         groups = -(-tiles // self._per_fetch)
         room = self.k.config.tiles // self._fetched
@@ -141,10 +151,10 @@ class Product:
             source = b.gp(self.w.offset(0, 0) + first // self._per_fetch * self._along_k, self.w.name)
             if self.moved is not None:
                 self.moved(source)
-            target = b.gp(out.address, out.name)
+            target = b.gp(out.address + columns[1], out.name)
             with b.loop(out.blocks, (source, self._across), (target, out.pitch)):
                 self._fetch(source, base, resident)
-                self._columns(source, base, target, first, tiles, resident)
+                self._columns(source, base, target, first, tiles, resident, columns)
 
     def _fetch(self, source: Gp, base: Ar, groups: int) -> None:
         """The first transfers along k to matrix SRAM."""
@@ -157,8 +167,17 @@ class Product:
             with b.loop(groups, (tile, fetched), (offset, self._along_k), unroll=UNROLL):
                 b.h_prefetch_m(tile, offset, base, 1, self.w.precision)
 
-    def _columns(self, source: Gp, base: Ar, target: Gp, first: int, tiles: int, resident: int) -> None:
-        """All results of a tile of columns, BLEN x BLEN at a time."""
+    def _columns(
+        self,
+        source: Gp,
+        base: Ar,
+        target: Gp,
+        first: int,
+        tiles: int,
+        resident: int,
+        columns: tuple[int, int, int],
+    ) -> None:
+        """The results of a tile of columns, BLEN x BLEN at a time."""
         b, config = self.k.b, self.k.config
         lanes, size = config.mlen, config.blen
         one_row = self.x.shape[0] == 1 and not self.transposed
@@ -166,8 +185,9 @@ class Product:
         with b.scope():
             lane = b.gp(purpose="columns of the result")
             b.add(lane, target, 0)
-            held = self._places(min(resident * self._per_fetch, tiles), streams=resident * self._per_fetch < tiles)
-            with b.loop(lanes // size, *[(place, across) for place in held], (lane, size)), b.scope():
+            start = columns[0] // size * across
+            held = self._places(min(resident * self._per_fetch, tiles), resident * self._per_fetch < tiles, start)
+            with b.loop(columns[2] // size, *[(place, across) for place in held], (lane, size)), b.scope():
                 row, result = b.gp(self.x.at(first), self.x.name), b.gp(purpose="result")
                 b.add(result, lane, 0)
                 step = size * lanes
@@ -178,12 +198,12 @@ class Product:
                     else:
                         b.m_mm_wo(result, b.zero, 0)
 
-    def _places(self, tiles: int, streams: bool) -> list[Gp]:
+    def _places(self, tiles: int, streams: bool, start: int) -> list[Gp]:
         """Registers with the current columns of the first tiles: of one, and of more while there are registers."""
         b = self.k.b
         # Loops over columns and rows, row, result, tile and rows of a product; offset and loop of a stream.
         spare = max(b.free(Gp) - (8 if streams else 6), 1)
-        return [b.gp(tile * self._slot, "columns of a tile") for tile in range(max(min(tiles, spare), 1))]
+        return [b.gp(start + tile * self._slot, "columns of a tile") for tile in range(max(min(tiles, spare), 1))]
 
     def _sum(self, source: Gp, base: Ar, places: list[Gp], row: Gp, tiles: int, resident: int, one_row: bool) -> None:
         """One accumulator over all tiles."""
