@@ -60,6 +60,27 @@ def linear(r: int, k: int, n: int) -> Build:
     return lambda g: g.linear(rows(g, "x", (r, k)), weights(g, "w", (k, n)))
 
 
+def attention(heads: int, kv_heads: int, causal: bool = False) -> Build:
+    """64 queries and keys, a block of query heads."""
+
+    def build(g: Graph) -> Tensor:
+        k, v = (g.input(name, (64, 64 // heads * kv_heads), "hbm", "kv") for name in "kv")
+        return g.attention(rows(g, "q", (64, 64)), k, v, heads=heads, kv_heads=kv_heads, causal=causal)
+
+    return build
+
+
+def convolution(channels: int, height: int, width: int, kernel: int, shift: bool) -> Build:
+    """64 output channels, stride 1."""
+    image = dict(channels=channels, height=height, width=width, kernel=kernel)
+    return lambda g: g.conv2d(
+        g.input("image", (channels * height, width), "hbm"),
+        weights(g, "w", (channels * kernel**2, 64)),
+        **image,
+        shift=shift,
+    )
+
+
 @dataclass(frozen=True)
 class Entry:
     """A kernel and the published program that does the same.
@@ -104,6 +125,13 @@ def entries() -> list[Entry]:
             348,
             lambda g: g.add(rows(g, "x", (16, 256)), rows(g, "y", (16, 256))),
         ),
+        Entry("attention 64x64", "aten_flash_attention_mha", 7406, 40300, attention(1, 1), seed),
+        Entry("attention 64x4x16", "aten_flash_attention_gqa", 12986, 31731, attention(4, 1), seed),
+        Entry("the same, causal", "aten_flash_attention_gqa_causal", 18509, 45382, attention(4, 1, causal=True), seed),
+        Entry("conv 4x4x4", "aten_conv2d_baseline", 25619, 78030, convolution(4, 67, 4, 4, shift=False)),
+        Entry("the same, shifts", "aten_conv2d_baseline_shift", 9220, 24450, convolution(4, 67, 4, 4, shift=True)),
+        Entry("conv 3x8x8", "aten_conv2d_siglip", 69933, 228194, convolution(3, 71, 8, 8, shift=False)),
+        Entry("the same, shifts", "aten_conv2d_siglip_shift", 14478, 61450, convolution(3, 71, 8, 8, shift=True)),
     ]
 
 
