@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from plena_jax.config import MachineConfig
 from plena_jax.lower.graph import Graph
+from plena_jax.lower.kernels.rope import rope_tables as rope_tables
 from plena_jax.lower.lowered import Lowered, lower
 from plena_jax.lower.operators import OPERATORS, Operator, find
 from plena_jax.lower.tensors import OperatorError, Shape
@@ -95,4 +96,4 @@ def __getattr__(name: str) -> Callable[..., jax.Array]:
 
 def __dir__() -> list[str]:
     find("linear")
-    return [*OPERATORS, "lowered"]
+    return [*OPERATORS, "lowered", "rope_tables"]

@@ -230,7 +230,7 @@ def test_trace_as_text_and_as_json_lines(files: dict[str, str], capsys: pytest.C
     assert main(arguments(files, "--no-dump", "--trace", "t.jsonl")) == 0
     objects = [json.loads(line) for line in Path("t.jsonl").read_text().splitlines()]
     assert len(objects) == 39
-    assert set(objects[0]) == {"tick", "pc", "instruction", "unit", "effects"}
+    assert set(objects[0]) == {"tick", "pc", "instruction", "unit", "effects", "section"}
     capsys.readouterr()
     assert main(arguments(files, "--no-dump", "--trace", "--json")) == 0
     assert capsys.readouterr().out == Path("t.jsonl").read_text()

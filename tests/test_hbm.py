@@ -96,7 +96,9 @@ def test_what_bytes_alone_can_hold_is_refused() -> None:
         hbm.to_values(CONFIG, bytes(1024), trace)
 
 
-@pytest.mark.parametrize("name, elements", [("bfloat16", 2), ("float8_e4m3fn", 1)])
+@pytest.mark.parametrize(
+    "name, elements", [("bfloat16", 2), pytest.param("float8_e4m3fn", 1, marks=pytest.mark.exhaustive)]
+)
 def test_plain_formats_have_cells_too(name: str, elements: int) -> None:
     fmt = named(name)
     precision = dataclasses.replace(CONFIG.precision, hbm_v_act_type=fmt)

@@ -46,6 +46,8 @@ CASES = [
     *[Case("gelu", {"x": (5, 23)}, {"approximate": form}) for form in ("tanh", "sigmoid")],
     *[Case("gelu", {"x": shape}, spread=4.0) for shape in SHAPES],
     *[Case("reciprocal", {"x": shape}, shift=-3.0) for shape in SHAPES],
+    Case("sqrt", {"x": (5, 23)}, shift=9.0),
+    Case("sqrt", {"x": (4, 32)}, shift=100.0),
     *[Case("clamp", {"x": (5, 23)}, limits) for limits in ({"low": -0.5}, {"high": 0.25}, {"low": 0.5, "high": 1.0})],
     *[Case("softmax", {"x": shape}, {"scale": scale}, spread=3.0) for shape in SHAPES for scale in (1.0, 0.125)],
     Case("softmax", {"x": (6, 300)}, spread=10.0, shift=-500.0),
@@ -114,11 +116,15 @@ MORE_CASES = [
 
 
 def chosen(count: int) -> list[Any]:
-    """All cases; of each operator all but the first and, if there are two, the last are exhaustive tests."""
+    """All cases; of each operator all but the first and, with a count of two, the last are exhaustive tests.
+
+    Of those that work element by element all but the first: they share their kernel.
+    """
     of: dict[str, list[Case]] = {}
     for case in CASES:
         of.setdefault(case.name, []).append(case)
-    always = {id(case) for cases in of.values() for case in (cases[0], cases[-1])[:count]}
+    alone = {name for name in of if OPERATORS[name].family in ("elementwise", "binary")}
+    always = {id(case) for name, cases in of.items() for case in (cases[0], cases[-1])[: 1 if name in alone else count]}
     rest = pytest.mark.exhaustive
     return [case if id(case) in always else pytest.param(case, marks=rest) for case in (*CASES, *MORE_CASES)]
 

@@ -44,6 +44,19 @@ def test_operators_have_derivatives() -> None:
     assert relative_l2(jax.grad(loss)(jnp.asarray(X)), wanted) < 1e-4
 
 
+def test_tables_of_rotary_embeddings_rotate() -> None:
+    """As complex numbers: the first half of a head is the real part, the second the imaginary one."""
+    positions, size = np.array([0, 1, 7, 1000]), 8
+    cos, sin = ops.rope_tables(positions, size, theta=500.0)
+    x = RANDOM.standard_normal((4, size))
+    turned = (x[:, :4] + 1j * x[:, 4:]) * np.exp(1j * positions[:, None] * 500.0 ** -(np.arange(4) / 4))
+    found = x * cos + np.concatenate([-x[:, 4:], x[:, :4]], axis=1) * sin
+    assert relative_l2(found, np.concatenate([turned.real, turned.imag], axis=1)) < 1e-5
+    assert relative_l2(found, x) > 0.1
+    with pytest.raises(OperatorError, match="rope_tables: size modulo 2: expected 0, got 1"):
+        ops.rope_tables(positions, 7)
+
+
 def test_wrong_calls() -> None:
     with pytest.raises(OperatorError, match=r"softmax: x: expected a matrix, got shape \(23,\)"):
         ops.softmax(X[0])

@@ -57,6 +57,7 @@ def test_the_machine_is_the_rounded_reference(number: int) -> None:
     check_case(run(), number)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", range(len(TABLE)), ids=[case.id for case in TABLE])
 def test_the_rounded_reference_is_the_formula_without_roundings(number: int) -> None:
     check_formula(run("float32"), number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from plena_jax.config import MachineConfig
 from plena_jax.lower.kernel import Kernel
@@ -153,6 +154,23 @@ def _from_product(k: Kernel, out: Rows, x: Rows, tables: list[Rows], block: int,
         b.v_mul_vv(at(rotated), at(rotated), at(tables[1]))
         b.v_mul_vv(at(target), at(here), at(tables[0]))
         b.v_add_vv(at(target), at(target), at(rotated))
+
+
+def rope_tables(positions: ArrayLike, size: int, theta: float = 10000.0) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of rotary embeddings, as Llama and its like have them: float32 [positions, size] each.
+
+    Args:
+        positions: of the rows.
+        size: of a head, even.
+        theta: base of the frequencies ``theta ** (-2 * i / size)``, i < size / 2, which both halves share.
+
+    Raises:
+        OperatorError: an odd size.
+    """
+    expect("rope_tables", "size modulo 2", 0, size % 2)
+    frequencies = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+    angles = np.asarray(positions, np.float64).reshape(-1, 1) * np.concatenate([frequencies, frequencies])
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 register(
