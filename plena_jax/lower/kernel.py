@@ -215,7 +215,7 @@ class Kernel:
             group, target = b.gp(self.scratch, "last rows"), b.gp(purpose="row")
             offset = b.gp(matrix.offset(row, 0), matrix.name)
             if not keep:
-                self._clear(group, count, step)
+                self.clear(self.scratch + count * lanes, step - count)
             with b.loop(x.blocks, (source, x.pitch), (offset, lanes * matrix.bits // 8)):
                 if keep:
                     self._fetch_group(matrix, group, offset, base)
@@ -224,16 +224,6 @@ class Kernel:
                     b.v_mul_vf(target, source, one)
                 b.add(source, source, -count * lanes)
                 b.h_store_v(group, offset, base, 1, matrix.precision)
-
-    def _clear(self, group: Gp, first: int, stop: int) -> None:
-        """Zeros in rows of the workspace."""
-        b, lanes = self.b, self.config.mlen
-        with b.scope():
-            target, far = b.gp(purpose="row"), b.gp(lanes, "lanes")
-            b.add(target, group, first * lanes)
-            with b.loop(stop - first, (target, lanes)):
-                # Nothing but zeros is left after so far a shift.
-                b.v_shft_v(target, group, far)
 
     def _fetch_group(self, matrix: Matrix, group: Gp, offset: Gp, base: Ar) -> None:
         """The rows of HBM that a transfer is going to store."""
@@ -260,6 +250,40 @@ class Kernel:
         mask[0, : columns % self.config.mlen] = 1
         return self.fetch_constant(mask, first)
 
+    def minus_ones(self, mask: Rows, first: int) -> Rows:
+        """Row ``first`` of the workspace: minus ones where the mask (:meth:`lane_mask`) has zeros, zeros elsewhere."""
+        b, behind = self.b, self.scratch_rows(1, self.config.mlen, first)
+        with b.scope():
+            b.v_sub_vf(b.gp(behind.address, "minus ones"), b.gp(mask.address, "mask"), b.fp(1.0))
+        return behind
+
+    def lowest_behind(self, columns: int) -> tuple[Rows, Rows]:
+        """The first rows of the workspace (:func:`masked_rows`): the mask of lanes, and -LARGE where that has zeros."""
+        b, mask = self.b, self.lane_mask(columns)
+        low = self.minus_ones(mask, constant_rows(self.config))
+        with b.scope():
+            row = b.gp(low.address, "lowest behind the last column")
+            b.v_mul_vf(row, row, b.fp(LARGE))
+        return mask, low
+
+    # -- operands -----------------------------------------------------------------------------------------------------
+
+    def in_vram(self, operand: Rows | Matrix, first: int) -> tuple[Rows, int]:
+        """An operand, fetched to row ``first`` of the workspace if it is in HBM; the next free row."""
+        if isinstance(operand, Rows):
+            return operand, first
+        lanes, held = self.config.mlen, round_up(operand.shape[0], row_unit(self.config))
+        rows = Rows(operand.name, self.scratch + first * lanes, operand.shape, lanes, held * lanes)
+        self.fetch(operand, rows)
+        return rows, first + held * rows.blocks
+
+    def copy(self, source: Rows, target: Rows) -> None:
+        """All rows of an operand to another of its shape, signs of zeros included. FP SRAM: 1."""
+        with self.b.scope():
+            one = self.b.fp(1.0)
+            with self.each_vector(source, target) as (here, there):
+                self.b.v_mul_vf(there, here, one)
+
 
 def last_group(config: MachineConfig, rows: int) -> int:
     """Rows of workspace that :meth:`Kernel.store` needs."""
@@ -267,9 +291,14 @@ def last_group(config: MachineConfig, rows: int) -> int:
     return round_up(step, config.hbm_v_prefetch_amount) if rows % step else 0
 
 
-def constant_rows(config: MachineConfig, rows: int = 1, blocks: int = 1) -> int:
-    """Rows of workspace that constants take."""
-    return round_up(rows, row_unit(config)) * blocks
+def constant_rows(config: MachineConfig, rows: int = 1) -> int:
+    """Rows of workspace that a block of constants takes."""
+    return round_up(rows, row_unit(config))
+
+
+def masked_rows(config: MachineConfig, columns: int) -> int:
+    """Rows of workspace that :meth:`Kernel.lowest_behind` needs, if the last block of so many columns is not full."""
+    return constant_rows(config) + 1 if columns % config.mlen else 0
 
 
 class _Pointers:

@@ -94,12 +94,8 @@ class _Attention:
 
     def read_sinks(self, sinks: Rows | Matrix) -> None:
         """Sinks to FP SRAM: a lane is left, and summed."""
-        k, b, unit, first = self.k, self.k.b, row_unit(self.k.config), self.room.patterns
-        lanes = k.config.mlen
-        if isinstance(sinks, Matrix):
-            rows = Rows(sinks.name, k.scratch + (first + 1 + unit) * lanes, sinks.shape, lanes, unit * lanes)
-            k.fetch(sinks, rows)
-            sinks = rows
+        k, b, first, lanes = self.k, self.k.b, self.room.patterns, self.k.config.mlen
+        sinks, _ = k.in_vram(sinks, first + 1 + constant_rows(k.config))
         for head in range(self.g.heads):
             lane = np.zeros((1, lanes), np.float32)
             lane[0, head % lanes] = 1

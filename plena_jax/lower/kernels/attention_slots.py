@@ -50,15 +50,8 @@ class HeadSlots:
 
     def clear_rest(self) -> None:
         """Zeros in the last block of the result, if it has lanes that no head writes."""
-        if not (self.g.direct and self.out.rest):
-            return
-        b, rows = self.k.b, self.out.shape[0]
-        last = Rows(self.out.name, self.out.at(self.out.blocks - 1), (rows, 1), self.out.lanes, self.out.pitch)
-        with b.scope():
-            far = b.gp(self.out.lanes, "lanes")
-            with self.k.each_vector(last) as (row,):
-                # Nothing but zeros is left after so far a shift.
-                b.v_shft_v(row, row, far)
+        if self.g.direct and self.out.rest:
+            self.k.clear(self.out.at(self.out.blocks - 1), self.out.shape[0])
 
     # -- scores -------------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ def emit(k: Kernel, out: Rows, x: Rows, w: Matrix, *, batch: int, transposed: bo
 
     Registers as ``linear``. FP SRAM: 1.
     """
-    b, lanes, rows, height = k.b, out.lanes, x.shape[0] // batch, w.shape[0] // batch
+    lanes, rows, height = out.lanes, x.shape[0] // batch, w.shape[0] // batch
     part = lambda of, i: Rows(of.name, of.at(0, i * rows), (rows, of.shape[1]), of.lanes, of.pitch)
     held = Rows("workspace", k.scratch, (rows, out.shape[1]), lanes, round_up(rows, row_unit(k.config)) * lanes)
     for i in range(batch):
@@ -67,10 +67,7 @@ def emit(k: Kernel, out: Rows, x: Rows, w: Matrix, *, batch: int, transposed: bo
         target, copied = part(out, i), rows % k.config.blen != 0
         Product(k, part(x, i), matrix, transposed).emit(held if copied else target)
         if copied:
-            with b.scope():
-                one = b.fp(1.0)
-                with k.each_vector(held, target) as (source, row):
-                    b.v_mul_vf(row, source, one)
+            k.copy(held, target)
 
 
 register(

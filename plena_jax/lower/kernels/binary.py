@@ -141,9 +141,7 @@ def _emit(kind: str, k: Kernel, out: Rows, x: Rows, y: Rows) -> None:
     spoils = bool(out.rest) and (kind == "div" or (bool(numbered) and kind != "mul"))
     with b.scope():
         mask = k.lane_mask(out.shape[1], 1) if spoils else None
-        behind = k.scratch_rows(1, out.lanes, 1 + held) if spoils and kind == "div" else None
-        if mask is not None and behind is not None:
-            _minus_ones(k, mask, behind)
+        behind = k.minus_ones(mask, 1 + held) if mask is not None and kind == "div" else None
         numbers = {name: b.fp(purpose=name) for name in numbered}
         moving = [o for o in (x, y) if o.shape[0] > 1 or out.shape[0] == 1]
         fixed = [o for o in (x, y) if not (o.shape[0] > 1 or out.shape[0] == 1)]
@@ -171,12 +169,6 @@ def _emit_alike(kind: str, k: Kernel, out: Rows, x: Rows, y: Rows) -> None:
             rows = {out: target, y: second, x: first}
             at = lambda operand, block=0: rows[operand]
             _BLOCKS[kind](_Operands(k, at, out, x, y, spare, {}, None), 0, False)
-
-
-def _minus_ones(k: Kernel, mask: Rows, behind: Rows) -> None:
-    b = k.b
-    with b.scope():
-        b.v_sub_vf(b.gp(behind.address, "minus ones"), b.gp(mask.address, "mask"), b.fp(1.0))
 
 
 def _commutative(name: str, o: _Operands, block: int, is_last: bool) -> None:

@@ -169,12 +169,10 @@ def emit_rows(
             return
         mask = k.lane_mask(x.shape[1], used)
         row = b.gp(mask.address, "mask")
-        behind = b.gp(k.scratch + (used + constant_rows(k.config)) * x.lanes, "minus ones behind the last column")
-        if guarded:
-            with b.scope():
-                b.v_sub_vf(behind, row, b.fp(1.0))
+        held = used + constant_rows(k.config)
+        behind = b.gp(k.minus_ones(mask, held).address, "minus ones behind the last column") if guarded else None
         with k.each_vector(x, out, blocks=slice(full, None)) as (source, target):
-            if guarded:
+            if behind is not None:
                 b.v_sub_vv(target, source, behind)
                 source = target
             compiled.emit(b, target, [source], scratch, loaded)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from plena_jax.config import MachineConfig
-from plena_jax.lower.kernel import UNROLL, Kernel, constant_rows
+from plena_jax.lower.kernel import UNROLL, Kernel
 from plena_jax.lower.operators import Operator, Workspace, expect, register
 from plena_jax.lower.registers import Ar, Gp
 from plena_jax.lower.rounded import Rounded
@@ -307,11 +307,7 @@ def _add_part(k: Kernel, product: Product, out: Rows, start: int, count: int, fi
 
 def _add_bias(k: Kernel, out: Rows, bias: Rows | Matrix) -> None:
     """A row, added to all rows."""
-    lanes, held = k.config.mlen, constant_rows(k.config)
-    if isinstance(bias, Matrix):
-        rows = Rows(bias.name, k.scratch, bias.shape, lanes, held * lanes)
-        k.fetch(bias, rows)
-        bias = rows
+    bias, _ = k.in_vram(bias, 0)
     with k.each_row(out.shape[0], out, fixed=[bias]) as at:
         for block in range(out.blocks):
             k.b.v_add_vv(at(out, block), at(out, block), at(bias, block))

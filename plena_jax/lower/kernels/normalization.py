@@ -162,14 +162,7 @@ def _to_inverse_root(k: Kernel, total: Fp, mean: Fp, epsilon: Fp) -> None:
 
 
 def _in_vram(k: Kernel, parameter: Rows | Matrix | None, first: int) -> tuple[Rows | None, int]:
-    """A row vector in vector SRAM, fetched to the workspace from its row ``first`` on if it is in HBM."""
-    if parameter is None or isinstance(parameter, Rows):
-        return parameter, first
-    lanes = k.config.mlen
-    held = constant_rows(k.config)
-    rows = Rows(parameter.name, k.scratch + first * lanes, parameter.shape, lanes, held * lanes)
-    k.fetch(parameter, rows)
-    return rows, first + held * rows.blocks
+    return (None, first) if parameter is None else k.in_vram(parameter, first)
 
 
 register(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from plena_jax.config import MachineConfig
-from plena_jax.lower.kernel import LARGE, Kernel, constant_rows
+from plena_jax.lower.kernel import LARGE, Kernel, masked_rows
 from plena_jax.lower.operators import Operator, Workspace, expect, register
 from plena_jax.lower.rounded import Rounded
 from plena_jax.lower.tensors import Entries, Rows, Shape, Tensor
@@ -45,8 +45,7 @@ def _shape(config: MachineConfig, x: Tensor) -> Shape:
 
 def _workspace(largest: bool, config: MachineConfig, x: Tensor) -> Workspace:
     """MLEN entries of FP SRAM; of maxima a mask and a row for the lanes behind the last column."""
-    rows = constant_rows(config) + 1 if largest and x.shape[1] % config.mlen else 0
-    return Workspace(rows=rows, fp=config.mlen)
+    return Workspace(rows=masked_rows(config, x.shape[1]) if largest else 0, fp=config.mlen)
 
 
 def _emit(largest: bool, k: Kernel, out: Rows, x: Rows) -> None:
@@ -59,7 +58,7 @@ def _emit(largest: bool, k: Kernel, out: Rows, x: Rows) -> None:
         seed = b.fp(-LARGE, "seed of the maximum") if largest else b.fp_zero
         result = b.fp(purpose="result")
         k.clear_entries(k.entry, out.lanes)
-        low = [_lowest_behind(k, x)] if largest and x.rest else []
+        low = [k.lowest_behind(x.shape[1])[1]] if largest and x.rest else []
         with k.each_row(x.shape[0], x, out, fixed=low) as at:
             b.s_add_fp(result, seed, b.fp_zero)
             for block in range(x.blocks):
@@ -70,18 +69,6 @@ def _emit(largest: bool, k: Kernel, out: Rows, x: Rows) -> None:
                 (b.v_red_max if largest else b.v_red_sum)(result, source)
             b.s_st_fp(result, b.zero, k.entry)
             b.s_map_v_fp(at(out), b.zero, k.entry)
-
-
-def _lowest_behind(k: Kernel, x: Rows) -> Rows:
-    """A row of the workspace with -LARGE behind the last column, zeros elsewhere."""
-    b, low = k.b, k.scratch_rows(1, x.lanes, constant_rows(k.config))
-    mask = k.lane_mask(x.shape[1])
-    with b.scope():
-        source, target = b.gp(mask.address, "mask"), b.gp(low.address, "lowest behind the last column")
-        one, large = b.fp(1.0), b.fp(LARGE)
-        b.v_sub_vf(target, source, one)
-        b.v_mul_vf(target, target, large)
-    return low
 
 
 # -- map_row ----------------------------------------------------------------------------------------------------------

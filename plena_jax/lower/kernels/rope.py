@@ -86,7 +86,7 @@ def emit(k: Kernel, out: Rows, x: Rows, cos: Rows | Matrix, sin: Rows | Matrix, 
     first = held
     tables = []
     for table in (cos, sin):
-        rows, first = _in_vram(k, table, first, held)
+        rows, first = k.in_vram(table, first)
         rows, first = _repeat(k, rows, x, first, held)
         tables.append(rows)
     for block in range(out.blocks):
@@ -100,16 +100,6 @@ def emit(k: Kernel, out: Rows, x: Rows, cos: Rows | Matrix, sin: Rows | Matrix, 
 def _block(rows: Rows, block: int) -> Rows:
     """One block of columns."""
     return Rows(rows.name, rows.at(block), (rows.shape[0], rows.lanes), rows.lanes, rows.pitch)
-
-
-def _in_vram(k: Kernel, table: Rows | Matrix, first: int, held: int) -> tuple[Rows, int]:
-    """A table, fetched to row ``first`` of the workspace if it is in HBM; the next free row."""
-    if isinstance(table, Rows):
-        return table, first
-    lanes = k.config.mlen
-    rows = Rows(table.name, k.scratch + first * lanes, table.shape, lanes, held * lanes)
-    k.fetch(table, rows)
-    return rows, first + held * rows.blocks
 
 
 def _repeat(k: Kernel, table: Rows, x: Rows, first: int, held: int) -> tuple[Rows, int]:

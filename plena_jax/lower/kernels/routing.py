@@ -134,10 +134,7 @@ def choose(k: Kernel, logits: Rows, held: Rows, numbers: int, policy: int) -> No
         first = logits.address
         if logits.blocks > 1:
             first = held.address
-            with b.scope():
-                one = b.fp(1.0)
-                with k.each_vector(logits, held) as (source, target):
-                    b.v_mul_vf(target, source, one)
+            k.copy(logits, held)
         rows, weights = b.gp(first, "logits"), b.gp(k.entry, "weights")
         b.v_topk(weights, rows, b.gp(numbers, "numbers of experts"), policy)
 

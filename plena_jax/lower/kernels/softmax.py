@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from plena_jax.config import MachineConfig
-from plena_jax.lower.kernel import LARGE, Kernel, constant_rows
+from plena_jax.lower.kernel import LARGE, Kernel, masked_rows
 from plena_jax.lower.operators import Operator, Workspace, register
 from plena_jax.lower.rounded import Rounded
 from plena_jax.lower.tensors import Rows, Shape, Tensor
@@ -31,7 +31,7 @@ def shape(config: MachineConfig, x: Tensor, *, scale: float = 1.0) -> Shape:
 
 def workspace(config: MachineConfig, x: Tensor, *, scale: float = 1.0) -> Workspace:
     """Two rows for the lanes behind the last column, if there are any."""
-    return Workspace(rows=constant_rows(config) + 1 if x.shape[1] % config.mlen else 0)
+    return Workspace(rows=masked_rows(config, x.shape[1]))
 
 
 def emit(k: Kernel, out: Rows, x: Rows, *, scale: float = 1.0) -> None:
@@ -44,11 +44,7 @@ def emit(k: Kernel, out: Rows, x: Rows, *, scale: float = 1.0) -> None:
         lowest = b.fp(-LARGE, "seed of the maximum")
         factor = b.fp(scale, "scale") if scale != 1.0 else None
         most, total = b.fp(purpose="maximum"), b.fp(purpose="sum")
-        masks: list[Rows] = []
-        if x.rest:
-            mask, low = k.lane_mask(x.shape[1]), k.scratch_rows(1, x.lanes, constant_rows(k.config))
-            _lowest_behind(k, mask, low)
-            masks = [mask, low]
+        masks = k.lowest_behind(x.shape[1]) if x.rest else ()
         with k.each_row(x.shape[0], x, out, fixed=masks) as at:
             b.s_add_fp(most, lowest, b.fp_zero)
             source = x
@@ -72,16 +68,6 @@ def emit(k: Kernel, out: Rows, x: Rows, *, scale: float = 1.0) -> None:
             b.s_reci_fp(total, total)
             for block in range(x.blocks):
                 b.v_mul_vf(at(out, block), at(out, block), total)
-
-
-def _lowest_behind(k: Kernel, mask: Rows, low: Rows) -> None:
-    """``low``: zeros where the mask has ones, -LARGE where it has zeros."""
-    b = k.b
-    with b.scope():
-        source, target = b.gp(mask.address, "mask"), b.gp(low.address, "lowest behind the last column")
-        one, large = b.fp(1.0), b.fp(LARGE)
-        b.v_sub_vf(target, source, one)
-        b.v_mul_vf(target, target, large)
 
 
 register(
