@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from plena_jax.errors import PlenaError
-from plena_jax.files import write_atomically
+from plena_jax import figures
 from plena_jax.isa.instruction import SRAM_ENTRIES
 from plena_jax.lower.graph import Graph
 from plena_jax.lower.memory import Allocation, Plan
@@ -72,15 +71,7 @@ def plot(graph: Graph, plan: Plan, path: str | os.PathLike[str]) -> None:
     Raises:
         PlenaError: matplotlib is not installed, or does not know the ending.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PlenaError("a plot needs matplotlib: pip install 'plena-jax[docs]'") from None
-    import io
-
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.figure(10, 7)
     for index, (name, unit, _, found) in enumerate(memories(plan)[:2]):
         axes = figure.add_subplot(2, 1, index + 1, title=name, xlabel="operator", ylabel=unit)
         for number, one in enumerate(found):
@@ -91,9 +82,4 @@ def plot(graph: Graph, plan: Plan, path: str | os.PathLike[str]) -> None:
         axes.set_xticks(
             [i + 0.5 for i in range(len(graph.nodes))], [n.name for n in graph.nodes], rotation=45, fontsize=6
         )
-    picture = io.BytesIO()
-    try:
-        figure.savefig(picture, format=os.path.splitext(os.fspath(path))[1][1:] or "png", dpi=150)
-    except ValueError as error:
-        raise PlenaError(f"{os.fspath(path)}: {error}") from None
-    write_atomically(path, picture.getvalue())
+    figures.save(figure, path)

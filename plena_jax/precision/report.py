@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from plena_jax import figures
 from plena_jax.errors import PlenaError
 from plena_jax.files import write_atomically
 from plena_jax.precision.places import PLACES, TOGETHER
@@ -146,19 +147,12 @@ class Sweep:
         Raises:
             PlenaError: matplotlib is not installed, or does not know the file's ending.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise PlenaError("a plot needs matplotlib: pip install 'plena-jax[docs]'") from None
         places = list(dict.fromkeys(entry.place for entry in self.sorted()))
         columns = min(len(places), 3)
         rows = -(-len(places) // columns)
-        figure = Figure(figsize=(4.5 * columns, 3.6 * rows), layout="constrained")
+        figure = figures.figure(4.5 * columns, 3.6 * rows)
         _draw(figure, self, places, rows, columns)
-        try:
-            figure.savefig(path, dpi=150)
-        except ValueError as error:
-            raise PlenaError(f"{os.fspath(path)}: {error}") from None
+        figures.save(figure, path)
 
 
 def _plain(value: Any) -> Any:
