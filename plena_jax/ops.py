@@ -25,8 +25,11 @@ from plena_jax.config import MachineConfig
 from plena_jax.lower.graph import Graph
 from plena_jax.lower.kernels.rope import rope_tables as rope_tables
 from plena_jax.lower.lowered import Lowered, lower
-from plena_jax.lower.operators import OPERATORS, Operator, find
-from plena_jax.lower.tensors import OperatorError, Shape
+from plena_jax.lower.operators import Operator, find, operators
+from plena_jax.lower.tensors import OperatorError
+
+#: Names and values, hashable.
+Items = tuple[tuple[str, Any], ...]
 
 
 def lowered(name: str, *arrays: Any, config: MachineConfig | None = None, **attributes: Any) -> Lowered:
@@ -41,42 +44,23 @@ def lowered(name: str, *arrays: Any, config: MachineConfig | None = None, **attr
     Raises:
         OperatorError: arguments that the operator does not take.
     """
-    operator = find(name)
-    shapes, attributes = _bound(operator, arrays, attributes)
-    return _lowered(name, tuple(shapes.items()), tuple(sorted(attributes.items())), config or MachineConfig())
+    return _lowered(name, *_split(find(name), arrays, attributes)[:2], config or MachineConfig())
 
 
-def _bound(operator: Operator, arrays: Any, keywords: Any) -> tuple[dict[str, Shape], dict[str, Any]]:
-    try:
-        bound = operator.signature.bind(*arrays, **keywords)
-    except TypeError as error:
-        raise OperatorError(f"{operator.name}: {error}; its signature is {operator.usage}") from None
-    shapes: dict[str, Shape] = {}
-    for parameter in operator.tensors:
-        value = bound.arguments.pop(parameter, None)
-        if value is None:
-            continue
+def _split(operator: Operator, arrays: Any, keywords: Any) -> tuple[Items, Items, dict[str, Any]]:
+    """Shapes by tensor parameter, attributes by name, and the arrays themselves."""
+    bound = operator.bound(arrays, keywords).arguments
+    given = {name: bound.pop(name) for name in operator.tensors if bound.get(name) is not None}
+    for name, value in given.items():
         if len(jnp.shape(value)) != 2:
-            raise OperatorError(f"{operator.name}: {parameter}: expected a matrix, got shape {jnp.shape(value)}")
-        rows, columns = jnp.shape(value)
-        shapes[parameter] = rows, columns
-    return shapes, dict(bound.arguments)
+            raise OperatorError(f"{operator.name}: {name}: expected a matrix, got shape {jnp.shape(value)}")
+    attributes = {name: value for name, value in bound.items() if name not in operator.tensors}
+    return tuple((n, jnp.shape(x)) for n, x in given.items()), tuple(sorted(attributes.items())), given
 
 
 @lru_cache(maxsize=256)
-def _lowered(name: str, shapes: Any, attributes: Any, config: MachineConfig) -> Lowered:
-    g, operator = Graph(config), find(name)
-    tensors = {parameter: g.input(parameter, shape, *operator.usual(parameter)) for parameter, shape in shapes}
-    g.output(g.apply(name, **tensors, **dict(attributes)))
-    return lower(g)
-
-
-def _call(name: str, *arrays: Any, config: MachineConfig | None = None, **keywords: Any) -> jax.Array:
-    program = lowered(name, *arrays, config=config, **keywords)
-    bound = find(name).signature.bind(*arrays, **keywords)
-    inputs = {tensor.name: bound.arguments[tensor.name] for tensor in program.graph.inputs}
-    (result,) = program(**inputs).values()
-    return result
+def _lowered(name: str, shapes: Items, attributes: Items, config: MachineConfig) -> Lowered:
+    return lower(Graph.single(name, dict(shapes), dict(attributes), config))
 
 
 def __getattr__(name: str) -> Callable[..., jax.Array]:
@@ -87,7 +71,9 @@ def __getattr__(name: str) -> Callable[..., jax.Array]:
         raise AttributeError(str(error)) from None
 
     def call(*arrays: Any, config: MachineConfig | None = None, **attributes: Any) -> jax.Array:
-        return _call(name, *arrays, config=config, **attributes)
+        shapes, numbers, given = _split(operator, arrays, attributes)
+        (result,) = _lowered(name, shapes, numbers, config or MachineConfig())(**given).values()
+        return result
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = f"{operator.doc}\n\nSignature: {operator.usage}; ``config`` is the machine."
@@ -95,5 +81,4 @@ def __getattr__(name: str) -> Callable[..., jax.Array]:
 
 
 def __dir__() -> list[str]:
-    find("linear")
-    return [*OPERATORS, "lowered", "rope_tables"]
+    return [*operators(), "lowered", "rope_tables"]

@@ -39,12 +39,9 @@ def execute(options: argparse.Namespace) -> int:
     if options.plot is not None:
         refuse_to_overwrite(options.plot, [options.settings])
     try:
-        operator = find(options.operator)
-        g, given = Graph(config), dict(_argument(text) for text in options.arguments)
-        tensors = {
-            name: g.input(name, given.pop(name), *operator.usual(name)) for name in operator.tensors if name in given
-        }
-        g.output(g.apply(operator.name, **tensors, **given))
+        operator, given = find(options.operator), dict(_argument(text) for text in options.arguments)
+        shapes = {name: given.pop(name) for name in operator.tensors if name in given}
+        g = Graph.single(operator.name, shapes, given, config)
     except OperatorError as error:
         options.usage_error(str(error))
     lowered = lower(g, spill=not options.no_spill)

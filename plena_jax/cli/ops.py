@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from plena_jax.cli import console
-from plena_jax.lower.operators import OPERATORS, Operator, find
+from plena_jax.lower.operators import Operator, find, operators
 
 
 def add(commands: Any) -> None:
@@ -25,8 +25,7 @@ def add(commands: Any) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Print it."""
-    find("linear")
-    entries = [find(name) for name in options.names] or sorted(OPERATORS.values(), key=lambda o: (o.family, o.name))
+    entries = [find(name) for name in options.names] or sorted(operators().values(), key=lambda o: (o.family, o.name))
     if options.json:
         console.print_json([describe(entry) for entry in entries])
     elif options.markdown:

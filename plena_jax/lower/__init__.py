@@ -5,7 +5,7 @@ from plena_jax.lower.graph import Graph as Graph
 from plena_jax.lower.lowered import Cost as Cost
 from plena_jax.lower.lowered import Lowered as Lowered
 from plena_jax.lower.lowered import lower as lower
-from plena_jax.lower.operators import OPERATORS as OPERATORS
+from plena_jax.lower.operators import operators as operators
 from plena_jax.lower.registers import Ar as Ar
 from plena_jax.lower.registers import BuildError as BuildError
 from plena_jax.lower.registers import Fp as Fp

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +59,26 @@ class Graph:
         self.outputs: list[Tensor] = []
         self.names: list[str] = []
         self._names: set[str] = set()
+        self._tensors: set[Tensor] = set()
+        #: How many numbers of a name have been tried.
+        self._numbers: Counter[str] = Counter()
         self._scopes: list[str] = []
+
+    @classmethod
+    def single(
+        cls, name: str, shapes: Mapping[str, Shape], attributes: Mapping[str, Any], config: MachineConfig
+    ) -> Graph:
+        """One operator on inputs of these shapes, by parameter, each where it usually is; its result is the output.
+
+        Raises:
+            OperatorError: see :meth:`input` and :meth:`apply`.
+        """
+        g, operator = cls(config), find(name)
+        tensors = {
+            parameter: g.input(parameter, shape, *operator.usual(parameter)) for parameter, shape in shapes.items()
+        }
+        g.output(g.apply(name, **tensors, **attributes))
+        return g
 
     def input(self, name: str, shape: Shape, place: Place = "vram", role: Role | None = None) -> Tensor:
         """A tensor that is there before the program starts.
@@ -88,6 +108,7 @@ class Graph:
         self._names.add(name)
         tensor = Tensor(name, (shape[0], shape[1]), place, role or ("activations" if place == "hbm" else None))
         self.inputs.append(tensor)
+        self._tensors.add(tensor)
         return tensor
 
     def output(self, tensor: Tensor) -> Tensor:
@@ -106,7 +127,8 @@ class Graph:
         """A graph of other nodes that gives outputs of the same names."""
         graph = Graph(self.config)
         graph.nodes, graph.inputs, graph.outputs, graph.names = nodes, list(self.inputs), outputs, list(self.names)
-        graph._names = set(self._names)
+        graph._names, graph._numbers = set(self._names), Counter(self._numbers)
+        graph._tensors = {*self.inputs, *(node.output for node in nodes)}
         return graph
 
     def apply(self, name: str, *arguments: Any, **keywords: Any) -> Tensor:
@@ -129,6 +151,7 @@ class Graph:
         unique = self.unique("/".join([*self._scopes, name]))
         node = Node(unique, operator, tuple(tensors), attributes, Tensor(unique, shape, place, role))
         self.nodes.append(node)
+        self._tensors.add(node.output)
         return node.output
 
     @contextmanager
@@ -150,9 +173,7 @@ class Graph:
         return partial(self.apply, name)
 
     def _own(self, name: str, tensor: Tensor) -> None:
-        if tensor.root.name not in self._names or not any(
-            tensor.root is known for known in (*self.inputs, *(node.output for node in self.nodes))
-        ):
+        if tensor.root not in self._tensors:
             raise OperatorError(f"{name}: tensor {tensor.name} is not of this graph")
 
     def _check_view(self, what: str, tensor: Tensor) -> None:
@@ -166,7 +187,9 @@ class Graph:
 
     def unique(self, name: str) -> str:
         """A name that no tensor has yet, and that none gets later."""
-        number = next(i for i in range(len(self._names) + 1) if (f"{name}_{i}" if i else name) not in self._names)
-        unique = f"{name}_{number}" if number else name
+        unique = name
+        while unique in self._names:
+            self._numbers[name] += 1
+            unique = f"{name}_{self._numbers[name]}"
         self._names.add(unique)
         return unique

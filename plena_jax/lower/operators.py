@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 from plena_jax.config import MachineConfig
@@ -110,16 +111,24 @@ class Operator:
             return place, None
         return place, self.roles.get(name, "weights" if name in self.matrix else "activations")
 
+    def bound(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> inspect.BoundArguments:
+        """Arguments by parameter.
+
+        Raises:
+            OperatorError: arguments that the signature does not take.
+        """
+        try:
+            return self.signature.bind(*arguments, **keywords)
+        except TypeError as error:
+            raise OperatorError(f"{self.name}: {error}; its signature is {self.usage}") from None
+
     def bind(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[list[Tensor | None], dict[str, Any]]:
         """Tensors in order, and all attributes.
 
         Raises:
             OperatorError: arguments that the signature does not take, no tensors, or tensors in a wrong place.
         """
-        try:
-            bound = self.signature.bind(*arguments, **keywords)
-        except TypeError as error:
-            raise OperatorError(f"{self.name}: {error}; its signature is {self.usage}") from None
+        bound = self.bound(arguments, keywords)
         bound.apply_defaults()
         tensors: list[Tensor | None] = []
         for name in self.tensors:
@@ -145,7 +154,7 @@ class Operator:
         return tensors, dict(bound.arguments)
 
 
-#: All operators by name.
+#: Operators by name, as far as their modules are imported; :func:`operators` has all.
 OPERATORS: dict[str, Operator] = {}
 
 
@@ -166,14 +175,20 @@ def expect(operator: str, argument: str, expected: object, got: object) -> None:
         raise OperatorError(f"{operator}: {argument}: expected {expected}, got {got}")
 
 
+def operators() -> dict[str, Operator]:
+    """All operators by name."""
+    # Importing the kernels registers them; they import this module.
+    import_module("plena_jax.lower.kernels")
+    return OPERATORS
+
+
 def find(name: str) -> Operator:
     """The operator of a name.
 
     Raises:
         OperatorError: there is none.
     """
-    from plena_jax.lower import kernels  # noqa: F401, all operators are registered on import
-
-    if name not in OPERATORS:
-        raise OperatorError(f"no operator {name!r}; there are {', '.join(sorted(OPERATORS))}")
-    return OPERATORS[name]
+    known = operators()
+    if name not in known:
+        raise OperatorError(f"no operator {name!r}; there are {', '.join(sorted(known))}")
+    return known[name]
