@@ -12,7 +12,7 @@ import pytest
 from plena_jax import MachineConfig
 from plena_jax.lower import Graph, OperatorError, lower
 
-from .cases import Case, cosine, machine, only, relative_l2, same_bits
+from .cases import Case, assert_formula, fits, machine, only, relative_l2, same_bits
 
 
 def attention(
@@ -85,11 +85,6 @@ MORE = [
 IDS = {"ids": lambda case: case.id}
 
 
-def fits(found: np.ndarray, wanted: np.ndarray) -> bool:
-    """The gate: relative L2 and cosine."""
-    return relative_l2(found, wanted) <= 1e-3 and cosine(found, wanted) >= 0.9999
-
-
 def check(case: Case, config: MachineConfig) -> None:
     """The machine is its rounded reference, and what is wrong is not."""
     lowered, operands = case.lowered(config), case.operands()
@@ -106,9 +101,7 @@ def check(case: Case, config: MachineConfig) -> None:
 def check_formula(case: Case) -> None:
     """Without roundings the rounded reference is the formula."""
     lowered, operands = case.lowered(machine(formats="float32")), case.operands()
-    rounded, exact = only(lowered.rounded(**operands)), only(lowered.exact(**operands))
-    assert relative_l2(rounded, exact) <= 1e-5
-    assert relative_l2(rounded * np.float32(1.0001), exact) > 1e-5
+    assert_formula(only(lowered.rounded(**operands)), only(lowered.exact(**operands)))
 
 
 @pytest.mark.parametrize("case", CASES, **IDS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -136,6 +137,34 @@ def clamp(v: Algebra, x: Value, *, low: float = -math.inf, high: float = math.in
     x = v.max(x, low) if low > -math.inf else x
     return v.min(x, high) if high < math.inf else x
 
+
+# -- activations of networks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation by name.
+
+    Attributes:
+        operator: its operator.
+        formula, reference: as the machine and as the model compute it.
+        attributes: of all three.
+    """
+
+    operator: str
+    formula: Callable[..., Value]
+    reference: Callable[..., jax.Array]
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Activations of feed-forward networks.
+ACTIVATIONS = {
+    "silu": Activation("silu", silu, silu_reference),
+    "gelu": Activation("gelu", gelu, gelu_reference),
+    "gelu_tanh": Activation("gelu", gelu, gelu_reference, {"approximate": "tanh"}),
+    "gelu_sigmoid": Activation("gelu", gelu, gelu_reference, {"approximate": "sigmoid"}),
+    "relu": Activation("relu", relu, relu_reference),
+}
 
 # -- from formulas to operators ---------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ derivative.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,8 @@ from plena_jax.lower.tensors import Matrix, OperatorError, Rows, Shape, Tensor
 if TYPE_CHECKING:
     from plena_jax.lower.graph import Graph
 
-#: Activations of experts: the machine's formula and the model's.
-ACTIVATIONS: dict[str, tuple[Callable[..., Any], Callable[..., jax.Array]]] = {
-    "silu": (elementwise.silu, elementwise.silu_reference),
-    "gelu": (elementwise.gelu, elementwise.gelu_reference),
-    "relu": (elementwise.relu, elementwise.relu_reference),
-}
+#: Activations of experts.
+ACTIVATIONS = {name: elementwise.ACTIVATIONS[name] for name in ("silu", "gelu", "relu")}
 
 
 # -- networks of experts ----------------------------------------------------------------------------------------------
@@ -58,7 +54,7 @@ def expert_ffn_reference(
     gate and up are [experts * hidden, inter], down is [experts * inter, hidden]: one expert below the other. Weights
     and experts are those of top_k. There is no gradient: addresses depend on data.
     """
-    act = ACTIVATIONS[activation][1]
+    act = ACTIVATIONS[activation].reference
     weights, numbers = chosen(logits, policy)
     dot = lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
@@ -85,7 +81,7 @@ def expert_ffn_rounded(
 ) -> jax.Array:
     """The rounded logits decide; products, activation, weighting and each partial sum are rounded, rank by rank."""
     weights, numbers = chosen_rounded(r, logits, policy)
-    formula, hidden, inter = ACTIVATIONS[activation][0], x.shape[1], gate.shape[1]
+    formula, hidden, inter = ACTIVATIONS[activation].formula, x.shape[1], gate.shape[1]
 
     def rank(total: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         row, weight, number = inputs
@@ -138,7 +134,7 @@ def expert_ffn_shape(
 
 
 def _activation(name: str) -> Compiled:
-    return Compiled.of(ACTIVATIONS[name][0], 1)
+    return Compiled.of(ACTIVATIONS[name].formula, 1)
 
 
 def expert_ffn_workspace(

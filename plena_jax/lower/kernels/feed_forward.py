@@ -7,40 +7,27 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from plena_jax.lower.kernels.elementwise import ACTIVATIONS
 from plena_jax.lower.operators import Operator, register
 from plena_jax.lower.tensors import OperatorError, Place, Tensor
 
 if TYPE_CHECKING:
     from plena_jax.lower.graph import Graph
 
-#: Activations of feed-forward networks: operator and attributes.
-ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
-    "silu": ("silu", {}),
-    "gelu": ("gelu", {}),
-    "gelu_tanh": ("gelu", {"approximate": "tanh"}),
-    "gelu_sigmoid": ("gelu", {"approximate": "sigmoid"}),
-    "relu": ("relu", {}),
-}
-
 
 def activate(g: Graph, operator: str, name: str, x: Tensor) -> Tensor:
-    """One of :data:`ACTIVATIONS`.
+    """One of :data:`~plena_jax.lower.kernels.elementwise.ACTIVATIONS`.
 
     Raises:
         OperatorError: there is no such activation.
     """
     if name not in ACTIVATIONS:
         raise OperatorError(f"{operator}: activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
-    used, attributes = ACTIVATIONS[name]
-    return g.apply(used, x, **attributes)
+    return g.apply(ACTIVATIONS[name].operator, x, **ACTIVATIONS[name].attributes)
 
 
 def _activated(name: str, x: jax.Array) -> jax.Array:
-    if name == "gelu_sigmoid":
-        return x * jax.nn.sigmoid(1.702 * x)
-    if name.startswith("gelu"):
-        return jax.nn.gelu(x, approximate=name == "gelu_tanh")
-    return {"silu": jax.nn.silu, "relu": jax.nn.relu}[name](x)
+    return ACTIVATIONS[name].reference(x, **ACTIVATIONS[name].attributes)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
