@@ -65,15 +65,16 @@ class Tensor:
         block = self.format.block if isinstance(self.format, MXFormat) else 1
         if rows < 1 or columns < 1 or columns % block:
             raise ImageError(f"tensor {self.name}: shape {self.shape}; allowed: positive, columns in whole MX blocks")
-        if columns * self._bits % 8 or self._scales_bits % 8:
+        if columns * self.bits % 8 or self._scales_bits % 8:
             raise ImageError(f"tensor {self.name}: a row of {columns} elements or its scales are not whole bytes")
         if self.address < 0 or (self.scale_address or 0) < 0 or self._step < self._row_bytes:
             raise ImageError(f"tensor {self.name}: addresses must not be negative, nor rows overlap")
-        if block > 1 and self._step * 8 % (self._bits * block):
+        if block > 1 and self._step * 8 % (self.bits * block):
             raise ImageError(f"tensor {self.name}: a stride of {self._step} bytes is not a whole number of MX blocks")
 
     @property
-    def _bits(self) -> int:
+    def bits(self) -> int:
+        """Width of an element."""
         return self.format.element.bits if isinstance(self.format, MXFormat) else self.format.bits
 
     @property
@@ -82,7 +83,7 @@ class Tensor:
 
     @property
     def _row_bytes(self) -> int:
-        return self.shape[1] * self._bits // 8
+        return self.shape[1] * self.bits // 8
 
     @property
     def _step(self) -> int:
@@ -100,7 +101,7 @@ class Tensor:
         if not isinstance(self.format, MXFormat):
             return np.zeros((self.shape[0], 0), np.int64)
         start = self.address + self.shape[0] * self._step if self.scale_address is None else self.scale_address
-        step = self._step * 8 // (self._bits * self.format.block) * self.format.scale.bits // 8
+        step = self._step * 8 // (self.bits * self.format.block) * self.format.scale.bits // 8
         rows = start + np.arange(self.shape[0], dtype=np.int64)[:, None] * step
         return rows + np.arange(self._scales_bits // 8, dtype=np.int64)
 
@@ -116,10 +117,10 @@ class Tensor:
             ImageError: elements that are not a whole number of the configuration's cells.
         """
         unit = cell_bits(config)
-        if self._bits % unit:
-            raise ImageError(f"tensor {self.name}: elements of {self._bits} bits; cells of this machine have {unit}")
+        if self.bits % unit:
+            raise ImageError(f"tensor {self.name}: elements of {self.bits} bits; cells of this machine have {unit}")
         start = self.element_bytes[:, :1] * (8 // unit)
-        return start + np.arange(self.shape[1], dtype=np.int64) * (self._bits // unit)
+        return start + np.arange(self.shape[1], dtype=np.int64) * (self.bits // unit)
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -139,6 +140,15 @@ def stage(x: ArrayLike, fmt: Precision, scale: ArrayLike | None = None, clipped:
     if scale is None:
         return fmt.round(values, clipped)
     return fmt.round(values / scale, clipped) * scale
+
+
+@quiet
+def stored(x: Array, fmt: Precision) -> Array:
+    """float32 ``x`` as a format holds it: :func:`stage`, or of NumPy arrays NumPy, for which nothing is compiled."""
+    if isinstance(x, jax.Array):
+        return stage(x, fmt)
+    codes: Any = fmt.encode(x)
+    return np.asarray(fmt.decode(*codes) if isinstance(fmt, MXFormat) else fmt.decode(codes))
 
 
 def place(config: MachineConfig, contents: Mapping[Tensor, ArrayLike], size: int | None = None) -> jax.Array:
@@ -259,10 +269,10 @@ def to_bytes(
             raise ImageError(f"tensor {tensor.name}: ends at byte {tensor.end} of {size}")
         codes: Any = fmt.encode(held)
         elements, scales = codes if isinstance(fmt, MXFormat) else (codes, None)
-        data[tensor.element_bytes] = pack(elements, tensor._bits)
+        data[tensor.element_bytes] = pack(elements, tensor.bits)
         if isinstance(fmt, MXFormat):
             data[tensor.scale_bytes] = pack(scales, fmt.scale.bits)
     return data
 
 
-__all__ = ["Tensor", "place", "read", "stage", "to_bytes", "to_values"]
+__all__ = ["Tensor", "place", "read", "stage", "stored", "to_bytes", "to_values"]

@@ -8,6 +8,7 @@ from operator import add
 
 import numpy as np
 
+from plena_jax import hbm
 from plena_jax.assembler import assemble
 from plena_jax.bits import quiet
 from plena_jax.config import MachineConfig
@@ -177,9 +178,7 @@ class Projection:
         return self._vram(total)
 
     def _vram(self, values: np.ndarray) -> np.ndarray:
-        fmt = vram_format(self.config)
-        decoded: np.ndarray = fmt.decode(fmt.encode(values))
-        return decoded
+        return np.asarray(hbm.stored(values, vram_format(self.config)))
 
     def exact(self) -> np.ndarray:
         """float32 [rows, n]: the product of the operands as they were given."""
@@ -232,9 +231,7 @@ def _stage(matrix: np.ndarray, transfer: Transfer) -> tuple[bytes, bytes]:
 
 
 def _rounded(matrix: np.ndarray, transfer: Transfer) -> np.ndarray:
-    assert isinstance(transfer.fmt, MXFormat)
-    rounded: np.ndarray = transfer.fmt.decode(*transfer.fmt.encode(np.asarray(matrix, np.float32)))
-    return rounded
+    return np.asarray(hbm.stored(np.asarray(matrix, np.float32), transfer.fmt))
 
 
 def random_projection(rows: int, k: int, n: int, config: MachineConfig, seed: int = 0) -> Projection:

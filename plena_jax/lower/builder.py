@@ -60,7 +60,6 @@ class ProgramBuilder(Instructions):
         self._sections: list[Section] = []
         self._prefix: tuple[str, ...] = ()
         self._constants: dict[float, int] = {}
-        self._first_constant = 0
 
     def __len__(self) -> int:
         return len(self._words)
@@ -183,9 +182,9 @@ class ProgramBuilder(Instructions):
         """
         key = float(value)
         if key not in self._constants:
-            if self._first_constant + len(self._constants) >= SRAM_ENTRIES:
+            if len(self._constants) >= SRAM_ENTRIES:
                 raise BuildError(f"no FP SRAM entry left for the constant {value}; all {SRAM_ENTRIES} are in use")
-            self._constants[key] = self._first_constant + len(self._constants)
+            self._constants[key] = len(self._constants)
         return self._constants[key]
 
     @property
@@ -266,7 +265,7 @@ class ProgramBuilder(Instructions):
             for copy in range(count)
             for s in inside
         ]
-        self._repeated += count * (each - len(body)) - (each - len(body))
+        self._repeated += (count - 1) * (each - len(body))
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:

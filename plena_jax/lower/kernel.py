@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from plena_jax import hbm
 from plena_jax.config import MachineConfig
 from plena_jax.lower.builder import ProgramBuilder
 from plena_jax.lower.registers import Ar, BuildError, Gp
-from plena_jax.lower.tensors import Matrix, Role, Rows, Tensor, place_matrix, round_up, row_unit, stored
+from plena_jax.lower.tensors import Matrix, Role, Rows, Tensor, place_matrix, round_up, row_unit
 from plena_jax.machine.transfer import BLOCK
 
 #: The largest magnitude of a BF16 scalar: seeds maxima, and stands where nothing counts.
@@ -61,7 +62,7 @@ class Constants:
 
     def _check(self, contents: np.ndarray, matrix: Matrix) -> None:
         padded = np.pad(contents, ((0, 0), (0, -contents.shape[1] % self.config.mlen)))
-        rounded = stored(padded, matrix.tensor.format)
+        rounded = hbm.stored(padded, matrix.tensor.format)
         if not np.array_equal(rounded, padded):
             wrong = padded[rounded != padded][0]
             raise BuildError(f"the constant {wrong} is none of {matrix.tensor.format}, the format of {matrix.role}")

@@ -22,9 +22,8 @@ from plena_jax.lower.kernel import Constants, Kernel
 from plena_jax.lower.memory import Plan, plan
 from plena_jax.lower.rounded import Rounded
 from plena_jax.lower.spill import plan_with_spills
-from plena_jax.lower.tensors import CapacityError, Entries, OperatorError, Rows, Tensor, stored
+from plena_jax.lower.tensors import CapacityError, Entries, OperatorError, Rows, Tensor
 from plena_jax.machine import rounding
-from plena_jax.machine.resolved import integers_after
 from plena_jax.machine.run import engine_for, run
 from plena_jax.machine.state import MachineState, hbm_allocation, vram_allocation
 from plena_jax.machine.transfer import vram_format
@@ -59,7 +58,6 @@ class Lowered:
         program: the instructions, a section for each node.
         constants: matrices that kernels need in HBM, with where they are.
         fp_constants: what FP SRAM holds at the start, by entry.
-        hbm_bytes: up to the last constant.
     """
 
     graph: Graph
@@ -102,7 +100,7 @@ class Lowered:
         for tensor in self.graph.inputs:
             if tensor.place == "hbm":
                 where = self.plan.matrices[tensor.name].tensor
-                cells[where] = stored(_padded(arrays[tensor.name], where.shape), where.format)
+                cells[where] = hbm.stored(_padded(arrays[tensor.name], where.shape), where.format)
             elif tensor.place == "fp_sram":
                 values = rounding.scalar(jnp.asarray(arrays[tensor.name][0]), config, None, False)
                 entries.append((self.plan.entries[tensor.name].first, values))
@@ -129,9 +127,7 @@ class Lowered:
         """As vector SRAM holds it."""
         if isinstance(x, jax.Array):
             return rounding.vector(x, self.config, None, False)
-        fmt = vram_format(self.config)
-        with np.errstate(all="ignore"):
-            return np.asarray(fmt.decode(fmt.encode(x)))
+        return hbm.stored(x, vram_format(self.config))
 
     def read(self, final: MachineState) -> dict[str, jax.Array]:
         """The outputs of the graph in a final state, by name: float32 [rows, columns]."""
@@ -171,16 +167,16 @@ class Lowered:
         choice = engine_for(self.program, state, self.config)
         if choice.trace is None:
             raise EngineError(f"cost: {choice.reason}: only a run knows")
-        known = jax.tree.map(np.asarray, state)
-        after = known.replace(**integers_after(choice.trace, known))
-        return Cost(after.instructions, after.latency_cycles, after.instructions_by_unit, *after.hbm_traffic)
+        end = choice.trace.end
+        return Cost(end.instructions, end.latency_cycles, end.instructions_by_unit, *end.hbm_traffic)
 
     def rounded(self, **inputs: Any) -> dict[str, jax.Array]:
         """The outputs with every rounding of the machine, in its order, from the operators' references."""
         r = Rounded(self.config)
         values: dict[Tensor, jax.Array] = {}
+        arrays = self._checked(inputs)
         for tensor in self.graph.inputs:
-            x = jnp.asarray(self._checked(inputs)[tensor.name])
+            x = jnp.asarray(arrays[tensor.name])
             if tensor.place == "hbm":
                 assert tensor.role is not None
                 values[tensor] = r.staged(x, tensor.role)
@@ -192,7 +188,8 @@ class Lowered:
 
     def exact(self, **inputs: Any) -> dict[str, jax.Array]:
         """The outputs in float32, from the operators' own formulas."""
-        values = {tensor: self._checked(inputs)[tensor.name] for tensor in self.graph.inputs}
+        arrays = self._checked(inputs)
+        values = {tensor: arrays[tensor.name] for tensor in self.graph.inputs}
         return self._evaluated(values, lambda node, *arrays: node.operator.reference(*arrays, **node.attributes))
 
     def _evaluated(self, values: dict[Tensor, jax.Array], evaluate: Any) -> dict[str, jax.Array]:

@@ -14,9 +14,6 @@ from plena_jax.machine import rounding
 from plena_jax.machine.sums import accumulate, row_max, row_sum
 from plena_jax.machine.transfer import effective
 
-#: Limits of the argument of V_EXP_V and S_EXP_FP.
-EXP_LIMIT = 88.0
-
 
 @dataclass(frozen=True)
 class Rounded:

@@ -46,18 +46,11 @@ def _spill_one(graph: Graph, error: CapacityError) -> Graph | None:
         for tensor, first in born.items()
         if tensor.place == "vram" and first < number <= last[tensor] and tensor not in needed
     ]
-    waiting = [tensor for tensor in waiting if not _is_spilled(graph, tensor, number)]
     if not waiting:
         return None
     # The one that is not needed for longest, and of those the largest.
     victim = max(waiting, key=lambda t: (_next_use(graph, t, number), vram_rows(graph.config, t.shape)))
     return _rewritten(graph, victim, number)
-
-
-def _is_spilled(graph: Graph, tensor: Tensor, number: int) -> bool:
-    """Whether a tensor has nothing left to do at a node but to be stored."""
-    later = [n for n in graph.nodes[number:] if any(t is not None and t.root is tensor for t in n.inputs)]
-    return not later and tensor not in {t.root for t in graph.outputs}
 
 
 def _next_use(graph: Graph, tensor: Tensor, number: int) -> int:

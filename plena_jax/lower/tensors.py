@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
-
-import jax
-import numpy as np
+from typing import Literal
 
 from plena_jax import hbm
-from plena_jax.bits import Array
 from plena_jax.config import MachineConfig, Precision
 from plena_jax.errors import PlenaError
-from plena_jax.formats import MXFormat
 from plena_jax.machine.transfer import BLOCK, Transfer
 
 Place = Literal["vram", "hbm", "fp_sram"]
@@ -193,11 +187,10 @@ class Matrix:
         """The precision operand of transfers."""
         return int(self.role == "kv")
 
-    @cached_property
+    @property
     def bits(self) -> int:
         """Width of an element."""
-        fmt = self.tensor.format
-        return fmt.element.bits if hasattr(fmt, "element") else fmt.bits
+        return self.tensor.bits
 
     @property
     def stride(self) -> int:
@@ -221,15 +214,6 @@ def format_of(config: MachineConfig, role: Role, matrix_unit: bool) -> Precision
     if role == "kv":
         return formats.hbm_m_kv_type if matrix_unit else formats.hbm_v_kv_type
     return formats.hbm_m_weight_type if role == "weights" else formats.hbm_v_act_type
-
-
-def stored(x: Array, fmt: Precision) -> Array:
-    """``x`` as HBM holds it in a format; in NumPy what is known, because jax would compile for every shape."""
-    if isinstance(x, jax.Array):
-        return hbm.stage(x, fmt)
-    with np.errstate(all="ignore"):
-        codes: Any = fmt.encode(x)
-        return np.asarray(fmt.decode(*codes) if isinstance(fmt, MXFormat) else fmt.decode(codes))
 
 
 def stored_shape(config: MachineConfig, shape: Shape, role: Role) -> Shape:
