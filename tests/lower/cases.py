@@ -194,6 +194,12 @@ def fits(found: Any, wanted: Any) -> bool:
     return relative_l2(found, wanted) <= 1e-3 and cosine(found, wanted) >= 0.9999
 
 
+def check_bits(run: Together) -> None:
+    """The machine gives the rounded reference of each case."""
+    for case, found, rounded in zip(run.cases, run.found, run.rounded, strict=True):
+        assert same_bits(found, rounded), f"{case.id}: {relative_l2(found, rounded)}"
+
+
 def check_case(run: Together, number: int) -> None:
     """The machine gives the rounded reference, and what is wrong fails the gate."""
     found, rounded = run.found[number], run.rounded[number]

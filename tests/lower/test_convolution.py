@@ -14,7 +14,7 @@ import plena_jax as pj
 from plena_jax.lower import Graph, OperatorError, lower
 from plena_jax.lower.kernels.convolution import host_im2col
 
-from .cases import Case, Together, check_case, check_formula, fits, machine, only, relative_l2, same_bits
+from .cases import Case, Together, check_bits, check_case, check_formula, fits, machine, only, relative_l2, same_bits
 
 
 def patches(channels: int, height: int, width: int, kernel: Any, **more: Any) -> Case:
@@ -108,8 +108,7 @@ def test_conv2d_is_the_convolution_of_jax() -> None:
 @pytest.mark.parametrize("formats", ["published", "float32"])
 def test_all_cases(formats: str) -> None:
     together = Together(ALL, machine(formats=formats))
-    for found, rounded in zip(together.found, together.rounded, strict=True):
-        assert same_bits(found, rounded)
+    check_bits(together)
 
 
 @pytest.mark.exhaustive
@@ -120,8 +119,7 @@ def test_transfers_of_other_sizes(fetched: int, step: int) -> None:
         machine(), hbm_m_prefetch_amount=16 * fetched, hbm_v_prefetch_amount=step, matrix_sram_size=16 * 12
     )
     together = Together(ALL, config)
-    for found, rounded in zip(together.found, together.rounded, strict=True):
-        assert same_bits(found, rounded)
+    check_bits(together)
 
 
 #: OP7a to OP7d of the published tests: channels, kernel, height, width.

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plena_jax as pj
-from plena_jax.lower import CapacityError, Graph, OperatorError, lower
+from plena_jax.lower import CapacityError, Graph, Lowered, OperatorError, lower
 from plena_jax.lower.operators import operators
 
 from .cases import Case, assert_formula, fits, machine, only, relative_l2, same_bits
@@ -129,25 +129,25 @@ def chosen(count: int) -> list[Any]:
     return [case if id(case) in always else pytest.param(case, marks=rest) for case in (*CASES, *MORE_CASES)]
 
 
-def check(case: Case, config: pj.MachineConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The machine's result, after comparing it with the rounded reference; and the other references."""
+def check(case: Case, config: pj.MachineConfig) -> tuple[np.ndarray, np.ndarray, Lowered]:
+    """The machine's result and the rounded reference, whose words are the same; and the program."""
     lowered, operands = case.lowered(config), case.operands()
     found, rounded = only(lowered(**operands)), only(lowered.rounded(**operands))
     assert same_bits(found, rounded), f"{case.id}: {relative_l2(found, rounded)}"
-    return found, {"rounded": rounded, "exact": only(lowered.exact(**operands))}
+    return found, rounded, lowered
 
 
 @pytest.mark.parametrize("case", chosen(2), ids=lambda case: case.id)
 def test_the_machine_is_the_rounded_reference(case: Case) -> None:
-    found, references = check(case, machine())
-    assert np.isfinite(references["rounded"]).all()
-    assert fits(found, references["rounded"])
+    found, rounded, lowered = check(case, machine())
+    assert np.isfinite(rounded).all()
+    assert fits(found, rounded)
     # What is wrong does not fit.
-    assert not fits(np.zeros_like(found), references["rounded"])
+    assert not fits(np.zeros_like(found), rounded)
     if found.size > 1:
-        assert not fits(np.roll(found, 1, axis=int(found.shape[1] > 1)), references["rounded"]) or is_flat(found)
-    stale = only(case.lowered(machine()).rounded(**case.operands(seed=1)))
-    assert not fits(stale, references["rounded"]) or case.id == "softmax 1x1 scale=1.0" or is_flat(found)
+        assert not fits(np.roll(found, 1, axis=int(found.shape[1] > 1)), rounded) or is_flat(found)
+    stale = only(lowered.rounded(**case.operands(seed=1)))
+    assert not fits(stale, rounded) or case.id == "softmax 1x1 scale=1.0" or is_flat(found)
 
 
 def is_flat(found: np.ndarray) -> bool:
@@ -187,13 +187,6 @@ SAMPLE = [
     Case("div", {"x": (5, 300), "y": (5, 1)}, shift=2.0),
     Case("store", {"x": (5, 300)}, {"role": "kv"}),
 ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("mlen", "blen"), [(64, 16)])
-def test_larger_machines(mlen: int, blen: int) -> None:
-    for case in SAMPLE:
-        check(case, machine(mlen, blen))
 
 
 @pytest.mark.exhaustive

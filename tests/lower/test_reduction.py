@@ -11,7 +11,7 @@ import pytest
 
 from plena_jax.lower import CapacityError, Graph, OperatorError, lower
 
-from .cases import Case, Together, check_case, check_formula, machine, same_bits
+from .cases import Case, Together, check_bits, check_case, check_formula, machine, same_bits
 
 SHAPES = [(5, 40), (4, 16)]
 CASES = [
@@ -49,8 +49,7 @@ def test_lanes_behind_the_column_are_zero() -> None:
 @pytest.mark.exhaustive
 def test_float32_machines_too() -> None:
     together = run("float32")
-    for found, rounded in zip(together.found, together.rounded, strict=True):
-        assert same_bits(found, rounded)
+    check_bits(together)
 
 
 def test_scalars_stay_where_they_are() -> None:
