@@ -1,0 +1,1 @@
+"""Front ends: functions of arrays become programs."""
