@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,40 @@ class ConfigError(PlenaError, ValueError):
 
 class FormatError(PlenaError, ValueError):
     """A number format that does not exist or cannot hold what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One operation that has no lowering.
+
+    Attributes:
+        operation: its name.
+        reason: why.
+        shapes: of its operands.
+        source: where the user wrote it, or "".
+    """
+
+    operation: str
+    reason: str
+    shapes: str
+    source: str
+
+    def __str__(self) -> str:
+        where = f" at {self.source}" if self.source else ""
+        return f"{self.operation}({self.shapes}){where}: {self.reason}"
+
+
+class UnsupportedOperation(PlenaError, NotImplementedError):
+    """Operations of a function or module that have no lowering: all of them.
+
+    Attributes:
+        problems: one :class:`Problem` each.
+    """
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = list(problems)
+        count = f"{len(self.problems)} operations" if len(self.problems) > 1 else "one operation"
+        super().__init__("\n  ".join([f"{count} without a lowering:", *map(str, self.problems)]))
 
 
 class AssemblyError(PlenaError, ValueError):

@@ -1,0 +1,1 @@
+"""Passes over tensor graphs: patterns become operations that the machine has better kernels for."""
