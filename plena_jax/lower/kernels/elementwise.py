@@ -138,6 +138,42 @@ def clamp(v: Algebra, x: Value, *, low: float = -math.inf, high: float = math.in
     return v.min(x, high) if high < math.inf else x
 
 
+def scale_reference(x: jax.Array, *, factor: float) -> jax.Array:
+    """``x * factor``."""
+    return x * jnp.float32(factor)
+
+
+def scale(v: Algebra, x: Value, *, factor: float) -> Value:
+    """One instruction; the factor is rounded to a scalar."""
+    return v.mul(x, _finite("scale: factor", factor))
+
+
+def add_number_reference(x: jax.Array, *, number: float) -> jax.Array:
+    """``x + number``."""
+    return x + jnp.float32(number)
+
+
+def add_number(v: Algebra, x: Value, *, number: float) -> Value:
+    """One instruction; the number is rounded to a scalar."""
+    return v.add(x, _finite("add_number: number", number))
+
+
+def subtract_from_reference(x: jax.Array, *, number: float) -> jax.Array:
+    """``number - x``."""
+    return jnp.float32(number) - x
+
+
+def subtract_from(v: Algebra, x: Value, *, number: float) -> Value:
+    """One instruction; the number is rounded to a scalar."""
+    return v.from_number(_finite("subtract_from: number", number), x)
+
+
+def _finite(what: str, number: float) -> float:
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        raise OperatorError(f"{what}: expected a finite number, got {number!r}")
+    return float(number)
+
+
 # -- activations of networks ------------------------------------------------------------------------------------------
 
 
@@ -214,7 +250,10 @@ def _register(
     formula: Callable[..., Value],
     keeps_zero: bool,
     guarded: bool = False,
+    steps: int = 0,
 ) -> None:
+    """``steps``: instructions for a vector, of formulas that cannot be traced without attributes."""
+
     def rounded(r: Rounded, x: jax.Array, **attributes: Any) -> jax.Array:
         return formula(Evaluated(r), x, **attributes)
 
@@ -240,7 +279,7 @@ def _register(
             emit=emit,
             workspace=workspace,
             shares=("x",),
-            cost=f"rows * blocks * ({len(_compiled(formula, ()).steps) if name != 'clamp' else 2} + 2 or 3)",
+            cost=f"rows * blocks * ({steps or len(_compiled(formula, ()).steps)} + 2 or 3)",
         )
     )
 
@@ -253,4 +292,7 @@ _register("sigmoid", sigmoid_reference, sigmoid, keeps_zero=False)
 _register("tanh", tanh_reference, tanh, keeps_zero=False)
 _register("silu", silu_reference, silu, keeps_zero=True)
 _register("gelu", gelu_reference, gelu, keeps_zero=True)
-_register("clamp", clamp_reference, clamp, keeps_zero=False)
+_register("clamp", clamp_reference, clamp, keeps_zero=False, steps=2)
+_register("scale", scale_reference, scale, keeps_zero=True, steps=1)
+_register("add_number", add_number_reference, add_number, keeps_zero=False, steps=1)
+_register("subtract_from", subtract_from_reference, subtract_from, keeps_zero=False, steps=1)

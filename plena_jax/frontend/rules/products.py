@@ -1,0 +1,166 @@
+"""Products, convolutions and attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from plena_jax.frontend.graph import Operation
+from plena_jax.frontend.lowering import Held, Lowering, lowers
+from plena_jax.frontend.rules.axes import stacked
+from plena_jax.frontend.views import ZERO, View
+from plena_jax.lower.tensors import Tensor
+
+
+@lowers("dot")
+def dot(lowering: Lowering, operation: Operation) -> Held:
+    """The operand that is an input, or the second, is the matrix unit's."""
+    x, y, *bias = operation.inputs
+    batch, m, k = x.shape
+    n = y.shape[1]
+    row = [lowering.either(view.reshape(1, n)) for view in bias]
+    if batch > 1:
+        return Held(_batched(lowering, x, y, row))
+    x, y = x.reshape(m, k), y.reshape(n, k)
+    if lowering.is_given(x) and not lowering.is_given(y) and not bias:
+        product = lowering.g.linear(lowering.vram(y), lowering.matrix_unit(x.transpose((1, 0))))
+        return lowering.holding(product, np.arange(m * n, dtype=np.int32).reshape(m, n).T)
+    return Held(_linear(lowering, x, y, row))
+
+
+def _linear(lowering: Lowering, x: View, y: View, bias: list[Tensor]) -> Tensor:
+    """``x @ y.T``; weights are staged so that the matrix unit takes their tiles as they are."""
+    # Computed ones are stored as they are.
+    transposed = not lowering.is_given(y) and not lowering.is_free(y.transpose((1, 0)))
+    w = lowering.matrix_unit(y if transposed else y.transpose((1, 0)))
+    return lowering.g.linear(lowering.vram(x), w, *bias, transposed=transposed)
+
+
+def _batched(lowering: Lowering, x: View, y: View, bias: list[Tensor]) -> Tensor:
+    batch, m, k = x.shape
+    n = y.shape[1]
+    rows = x.reshape(batch * m, k)
+    if not lowering.is_given(y):
+        parts = [
+            _linear(lowering, x.moved(lambda i, b=b: i[b]), y.moved(lambda i, b=b: i[b]), bias) for b in range(batch)
+        ]
+        return stacked(lowering, parts)
+    w = lowering.matrix_unit(y.transpose((0, 2, 1)).reshape(batch * k, n))
+    product = lowering.g.batched_matmul(lowering.vram(rows), w, batch=batch)
+    return product if not bias else lowering.g.add(product, _in_vram(lowering, bias[0]))
+
+
+def _in_vram(lowering: Lowering, tensor: Tensor) -> Tensor:
+    return lowering.g.load(tensor) if tensor.place == "hbm" else tensor
+
+
+# -- convolution ------------------------------------------------------------------------------------------------------
+
+
+@lowers("conv2d")
+def conv2d(lowering: Lowering, operation: Operation) -> Held:
+    """Image by image: patches made on the machine where its kernel can, else as views; then products with patches."""
+    x, w = operation.inputs
+    parts = [_one_image(lowering, x.moved(lambda i, b=b: i[b]), w, operation) for b in range(x.shape[0])]
+    images, channels, height, width = operation.output.shape
+    found = parts[0] if len(parts) == 1 else stacked(lowering, parts)
+    # The machine's rows are pixels.
+    order = np.arange(operation.output.size, dtype=np.int32).reshape(images, channels, height, width)
+    return lowering.holding(found, order.transpose(0, 2, 3, 1).reshape(-1, channels))
+
+
+def _one_image(lowering: Lowering, image: View, w: View, operation: Operation) -> Tensor:
+    a = operation.attributes
+    (channels, height, width), (_, _, tall, wide) = image.shape, w.shape
+    padding = [n for pair in a["padding"] for n in pair]
+    kernel = w.reshape(w.shape[0], -1).transpose((1, 0))
+    regular = (
+        tall == wide
+        and a["groups"] == 1
+        and a["dilation"] == (1, 1)
+        and len(set(padding)) == 1
+        and len(set(a["stride"])) == 1
+        and lowering.is_given(image)
+        and lowering.is_given(w)
+    )
+    if regular:
+        return lowering.g.conv2d(
+            lowering.stage(image.reshape(channels * height, width), "hbm", "activations").tensor,
+            lowering.matrix_unit(kernel),
+            channels=channels,
+            height=height,
+            width=width,
+            kernel=tall,
+            stride=a["stride"][0],
+            padding=padding[0],
+        )
+    groups, out = a["groups"], w.shape[0] // a["groups"]
+    patches = _patches(image, (tall, wide), a["stride"], a["padding"], a["dilation"])
+    taken = channels // groups
+    parts = []
+    for group in range(groups):
+        own = patches.moved(lambda i, g=group: i[:, g * taken : (g + 1) * taken]).reshape(patches.shape[0], -1)
+        weights = w.moved(lambda i, g=group: i[g * out : (g + 1) * out]).reshape(out, -1)
+        parts.append(_linear(lowering, own, weights, []))
+    return parts[0] if groups == 1 else _side_by_side(lowering, parts)
+
+
+def _patches(
+    image: View,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dilation: tuple[int, int],
+) -> View:
+    """[out height * out width, channels, kernel height, kernel width]."""
+
+    def moved(index: np.ndarray) -> np.ndarray:
+        padded = np.pad(index, ((0, 0), *padding), constant_values=ZERO)
+        extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, extent, (1, 2))
+        windows = windows[:, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+        return windows.transpose(1, 2, 0, 3, 4).reshape(-1, len(index), *kernel)
+
+    return image.moved(moved)
+
+
+def _side_by_side(lowering: Lowering, parts: list[Tensor]) -> Tensor:
+    from plena_jax.lower.rearrangement import Source
+
+    rows, columns = parts[0].shape[0], sum(part.shape[1] for part in parts)
+    result: Tensor | None = None
+    start = 0
+    for part in parts:
+        positions = np.full((rows, columns), -1)
+        positions[:, start : start + part.shape[1]] = np.arange(rows * part.shape[1]).reshape(part.shape)
+        result = lowering.g.rearrange(part, *([] if result is None else [result]), source=Source(positions))
+        start += part.shape[1]
+    assert result is not None
+    return result
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+@lowers("attention")
+def attention(lowering: Lowering, operation: Operation) -> Held:
+    """Heads side by side; keys and values are stored in HBM if they are computed."""
+    q, k, v, *more = operation.inputs
+    a = operation.attributes
+    heads, queries, size = q.shape
+    side = lambda view: view.transpose((1, 0, 2)).reshape(view.shape[1], -1)
+    mask = lowering.vram(more[0]) if more and a.get("masked", True) else None
+    found = lowering.g.attention(
+        lowering.vram(side(q)),
+        lowering.matrix_unit(side(k), "kv"),
+        lowering.matrix_unit(side(v), "kv"),
+        mask,
+        heads=heads,
+        kv_heads=k.shape[0],
+        scale=a["scale"],
+        causal=a["causal"],
+        window=a["window"],
+        query_offset=a["offset"],
+        kv_length=a["keys"],
+    )
+    order = np.arange(q.size, dtype=np.int32).reshape(heads, queries, size).transpose(1, 0, 2)
+    return lowering.holding(found, order.reshape(queries, -1))
