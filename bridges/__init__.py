@@ -1,4 +1,4 @@
 """Bridges to other people's packages and files, as ``plena_jax.bridges``; each is imported on use.
 
-Empty so far: front ends come with a later release.
+``plena_jax.bridges.torch`` turns PyTorch modules into JAX functions; ``plena_jax.bridges.checkpoints`` reads safetensors.
 """

@@ -20,7 +20,9 @@ from plena_jax.errors import (
     ImageError,
     MachineFault,
     PlenaError,
+    Problem,
     ProgramError,
+    UnsupportedOperation,
 )
 from plena_jax.isa import INSTRUCTIONS
 from plena_jax.machine.faults import Fault
@@ -53,9 +55,11 @@ __all__ = [
     "MachineFault",
     "MachineState",
     "PlenaError",
+    "Problem",
     "Program",
     "ProgramError",
     "Trace",
+    "UnsupportedOperation",
     "assemble",
     "disassemble",
     "engine_for",

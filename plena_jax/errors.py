@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,40 +39,6 @@ class ConfigError(PlenaError, ValueError):
 
 class FormatError(PlenaError, ValueError):
     """A number format that does not exist or cannot hold what is asked of it."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One operation that has no lowering.
-
-    Attributes:
-        operation: its name.
-        reason: why.
-        shapes: of its operands.
-        source: where the user wrote it, or "".
-    """
-
-    operation: str
-    reason: str
-    shapes: str
-    source: str
-
-    def __str__(self) -> str:
-        where = f" at {self.source}" if self.source else ""
-        return f"{self.operation}({self.shapes}){where}: {self.reason}"
-
-
-class UnsupportedOperation(PlenaError, NotImplementedError):
-    """Operations of a function or module that have no lowering: all of them.
-
-    Attributes:
-        problems: one :class:`Problem` each.
-    """
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = list(problems)
-        count = f"{len(self.problems)} operations" if len(self.problems) > 1 else "one operation"
-        super().__init__("\n  ".join([f"{count} without a lowering:", *map(str, self.problems)]))
 
 
 class AssemblyError(PlenaError, ValueError):
@@ -151,3 +118,38 @@ class MachineFault(PlenaError, RuntimeError):
         if operand:
             operand_text = f" (operand {operand}" + (f" = {value}" if value is not None else "") + ")"
         super().__init__(where + rule + operand_text + (f"; allowed: {limit}" if limit else ""))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One operation of a model that cannot be converted or lowered.
+
+    Attributes:
+        operation: its name in the graph it is in, such as ``aten.nonzero.default``.
+        reason: why not, and what helps if something does.
+        shapes: of its operands and results; empty where there are none.
+        source: ``file:line  code`` in the user's program; empty where it is not known.
+    """
+
+    operation: str
+    reason: str
+    shapes: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        shapes = f" ({self.shapes})" if self.shapes else ""
+        source = f"\n      at {self.source}" if self.source else ""
+        return f"{self.operation}{shapes}: {self.reason}{source}"
+
+
+class UnsupportedOperation(PlenaError, NotImplementedError):
+    """A model has operations that cannot be converted or lowered: all of them at once.
+
+    Attributes:
+        problems: one :class:`Problem` for each.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        count = "1 operation is" if len(self.problems) == 1 else f"{len(self.problems)} operations are"
+        super().__init__(f"{count} not supported:" + "".join(f"\n  - {problem}" for problem in self.problems))
