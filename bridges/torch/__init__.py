@@ -5,5 +5,6 @@
 >>> jaxpr = jax.make_jaxpr(layer.function)(layer.weights, np.ones((4, 3), np.float32))
 """
 
+from .compile import CompiledModule, compile, explain
 from .module import ArgumentError, JaxModule, to_jax
 from .registry import rules
