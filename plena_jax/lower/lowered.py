@@ -173,8 +173,13 @@ class Lowered:
     def rounded(self, **inputs: Any) -> dict[str, jax.Array]:
         """The outputs with every rounding of the machine, in its order, from the operators' references."""
         r = Rounded(self.config)
+        values = self.rounded_inputs(inputs)
+        return self._evaluated(values, lambda node, *arrays: node.operator.rounded(r, *arrays, **node.attributes))
+
+    def rounded_inputs(self, inputs: Mapping[str, Any]) -> dict[Tensor, jax.Array]:
+        """The inputs as their memories hold them."""
+        r, arrays = Rounded(self.config), self._checked(inputs)
         values: dict[Tensor, jax.Array] = {}
-        arrays = self._checked(inputs)
         for tensor in self.graph.inputs:
             x = jnp.asarray(arrays[tensor.name])
             if tensor.place == "hbm":
@@ -184,7 +189,7 @@ class Lowered:
                 values[tensor] = r.scalar(x)
             else:
                 values[tensor] = r.vector(x)
-        return self._evaluated(values, lambda node, *arrays: node.operator.rounded(r, *arrays, **node.attributes))
+        return values
 
     def exact(self, **inputs: Any) -> dict[str, jax.Array]:
         """The outputs in float32, from the operators' own formulas."""
