@@ -13,7 +13,7 @@ from .registry import Refused
 _FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)
 
 #: Data types of JAX for those of torch. Half precisions are computed in float32.
-_DTYPES = {
+_DTYPES: dict[Any, np.dtype[Any]] = {
     torch.float32: _FLOAT32,
     torch.bfloat16: _FLOAT32,
     torch.float16: _FLOAT32,

@@ -70,7 +70,7 @@ _PAIRS: dict[str, Rule] = {
 }
 for _name, _function in _PAIRS.items():
     rule(f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_function)
-for _name, _function in {
+_NAMED_PAIRS: dict[str, Rule] = {
     "maximum": jnp.maximum,
     "minimum": jnp.minimum,
     "logical_and": jnp.logical_and,
@@ -78,7 +78,8 @@ for _name, _function in {
     "logical_xor": jnp.logical_xor,
     "floor_divide": jnp.floor_divide,
     "atan2": jnp.arctan2,
-}.items():
+}
+for _name, _function in _NAMED_PAIRS.items():
     rule(f"aten.{_name}.default")(_function)
 rule("aten.max.other")(jnp.maximum)
 rule("aten.min.other")(jnp.minimum)

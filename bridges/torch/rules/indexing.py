@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..registry import Refused, refuse_if, rule
+from ..registry import Refused, Rule, refuse_if, rule
 
 
 @rule("aten.embedding.default")
@@ -68,7 +68,7 @@ def scatter_add(x: Array, dim: int, index: Any, source: Any) -> Array:
 def scatter_reduce(x: Array, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Array:
     """Elements joined with those at an index along one dimension for each place."""
     places, part = jnp.asarray(x).at[_lines(x, dim, index)], _part(source, index)
-    ways = {"sum": places.add, "prod": places.multiply, "amax": places.max, "amin": places.min}
+    ways: dict[str, Rule] = {"sum": places.add, "prod": places.multiply, "amax": places.max, "amin": places.min}
     if reduce not in ways or not include_self:
         raise Refused(f"scatter_reduce with {reduce!r}, include_self={include_self}")
     return ways[reduce](part, mode="drop")

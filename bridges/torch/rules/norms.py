@@ -110,10 +110,9 @@ def batch_norm(
 ) -> Array:
     """Each channel by the mean and variance of the training."""
     refuse_if(training, "batch norm with statistics of the batch; export the module in eval mode, with running statistics")
+    mean, variance = _channels(mean, x.ndim), _channels(variance, x.ndim)
     assert mean is not None and variance is not None
-    statistics = _channels(mean, x.ndim), lax.rsqrt(_channels(variance, x.ndim) + eps)  # type: ignore[operator]
-    y = (x - statistics[0]) * statistics[1]
-    return _affine(y, _channels(weight, x.ndim), _channels(bias, x.ndim))
+    return _affine((x - mean) * lax.rsqrt(variance + eps), _channels(weight, x.ndim), _channels(bias, x.ndim))
 
 
 @rule("aten._native_batch_norm_legit_no_training.default")
