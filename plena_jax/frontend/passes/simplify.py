@@ -162,6 +162,21 @@ def _computed(sweep: Sweep, kind: str, inner: Operation, view: View) -> View:
     return pulled(sweep.add(kind, *inner.inputs), view)
 
 
+def _magnitudes(sweep: Sweep, operation: Operation) -> View | None:
+    """The magnitude of what is never negative."""
+    if operation.name == "abs" and _is_positive(sweep, operation.inputs[0]):
+        return operation.inputs[0]
+    return None
+
+
+def _is_positive(sweep: Sweep, view: View) -> bool:
+    """Whether no element can be below zero."""
+    if sweep.producer(view, "exp", "square", "abs", "sqrt", "sigmoid", "relu"):
+        return True
+    total = sweep.producer(view, "reduce_sum")
+    return total is not None and _is_positive(sweep, total.inputs[0])
+
+
 def _choices(sweep: Sweep, operation: Operation) -> View | None:
     """Choices and bounds that change nothing."""
     name, inputs = operation.name, operation.inputs
@@ -183,4 +198,4 @@ def _choices(sweep: Sweep, operation: Operation) -> View | None:
     return None
 
 
-_RULES: Sequence[Rule] = (_signs, _products, _roots, _choices, _small, _squeezed)
+_RULES: Sequence[Rule] = (_signs, _products, _roots, _magnitudes, _choices, _small, _squeezed)
