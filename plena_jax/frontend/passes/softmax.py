@@ -13,7 +13,7 @@ from plena_jax.frontend.views import View
 @graph_pass
 def softmax(graph: TensorGraph) -> TensorGraph:
     """``exp(x) / sum(exp(x))`` becomes softmax, whatever is subtracted from the rows; known factors become its scale."""
-    return swept(graph, _quotient, _logarithm, _scaled)
+    return swept(graph, _quotient, _logarithm, _shifted, _scaled)
 
 
 def _quotient(sweep: Sweep, operation: Operation) -> View | None:
@@ -106,6 +106,16 @@ def _same_terms(a: list[tuple[int, View]], b: list[tuple[int, View]]) -> bool:
         else:
             return False
     return not remaining
+
+
+def _shifted(sweep: Sweep, operation: Operation) -> View | None:
+    """What is taken off a whole row before a softmax changes nothing."""
+    if operation.name != "softmax":
+        return None
+    x, region = _unshifted(sweep, operation.inputs[0])
+    if not region or not sweep.hidden(region):
+        return None
+    return sweep.add("softmax", x, **operation.attributes)
 
 
 def _scaled(sweep: Sweep, operation: Operation) -> View | None:
