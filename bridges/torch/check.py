@@ -41,7 +41,9 @@ def check(graph: Graph, values: Mapping[str, tuple[Value, ...]]) -> list[Problem
             if any(not look_up(r).exact and r.name not in graph.folded for r in references(step.arguments)):
                 continue
         known = [r.name in graph.folded for r in references((step.arguments, dict(step.keywords)))]
-        key = repr((step.operation, replaced((step.arguments, dict(step.keywords)), str_of(look_up)), known, step.results))
+        key = repr(
+            (step.operation, replaced((step.arguments, dict(step.keywords)), str_of(look_up)), known, step.results)
+        )
         if key not in tried or any(known):
             tried[key] = _reason(graph, step, look_up)
         if tried[key]:

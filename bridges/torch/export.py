@@ -172,21 +172,21 @@ class _Tensors:
 def _parameter(converted: Converted, flattener: Flattener, argument: str, spec: Any, tensors: _Tensors) -> Any:
     tensor, name = tensors.find(spec.target)
     reason = too_wide(tensor.dtype)
-    constant = spec.kind.name != "PARAMETER" and spec.target not in tensors.mutated
-    if reason and not constant:
-        converted.problems.append(Problem(spec.target, reason, source="a parameter of the module"))
-    value = value_of(name, tensor)
+    # A constant in double precision is used in what torch evaluates; what comes of it counts.
+    constant = spec.kind.name != "PARAMETER" and name not in tensors.mutated
     if name != spec.target:
         converted.aliases[spec.target] = name
-    elif not reason:
+    elif reason and not constant:
+        converted.problems.append(Problem(name, reason, source="a parameter of the module"))
+    elif not tensor.is_complex():
         try:
             converted.parameters[name] = to_numpy(tensor)
         except Refused as refused:
             converted.problems.append(Problem(name, str(refused)))
-        if constant:
-            converted.constants.append(name)
+    if constant and name == spec.target and name in converted.parameters:
+        converted.constants.append(name)
     converted.bound.setdefault(name, []).append(argument)
-    return flattener.argument(argument, tensor if constant and name in converted.constants else None, value)
+    return flattener.argument(argument, tensor if constant else None, value_of(name, tensor))
 
 
 def _input(converted: Converted, flattener: Flattener, node: Any, spec: Any) -> Any:

@@ -22,8 +22,7 @@ _IGNORED = ("aten._assert_", "aten.sym_constrain_range", "aten._functional_asser
 
 #: Results that depend on the shape of the first argument only.
 _LIKE = {
-    f"aten.{name}.default"
-    for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+    f"aten.{name}.default" for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 }
 
 _CONTROL = {
@@ -135,7 +134,11 @@ class Flattener:
             self.mutating = True
             self._problem(node, "it writes into its argument")
             return self._unknown(node, prefix)
-        if torch.Tag.nondeterministic_seeded in target.tags and "dropout" not in operation and "attention" not in operation:
+        if (
+            torch.Tag.nondeterministic_seeded in target.tags
+            and "dropout" not in operation
+            and "attention" not in operation
+        ):
             self._problem(node, "random numbers; pass them as an input")
             return self._unknown(node, prefix)
         if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):

@@ -98,7 +98,9 @@ class JaxModule:
             keywords = {name: keywords[name] for name in order}
         leaves, found = pytree.tree_flatten((inputs, keywords))
         if found != expected:
-            raise ArgumentError(f"the inputs are nested in another way than those of the export: {found}, not {expected}")
+            raise ArgumentError(
+                f"the inputs are nested in another way than those of the export: {found}, not {expected}"
+            )
         return [to_numpy(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
     def source_of(self, name_stack: Any) -> str:

@@ -15,7 +15,11 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 def source_of(node: Any) -> str:
     """``file:line  code`` of the innermost frame outside of torch; empty if it is not known."""
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
-    own = [frame for frame in frames if not frame["file"].startswith(_TORCH) and "/site-packages/torch/" not in frame["file"]]
+    own = [
+        frame
+        for frame in frames
+        if not frame["file"].startswith(_TORCH) and "/site-packages/torch/" not in frame["file"]
+    ]
     if not (own or frames):
         return ""
     frame = (own or frames)[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import jax
@@ -11,9 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
 
-from plena_jax.bridges.torch import JaxModule, to_jax  # noqa: E402
+from plena_jax.bridges.torch import to_jax  # noqa: E402
 
 from . import models  # noqa: E402
 
@@ -24,7 +22,9 @@ both = pytest.mark.parametrize("decompose", [False, True], ids=["whole", "decomp
 def same(found: Any, wanted: Any) -> bool:
     """Whether nested arrays are those of torch, in the same containers."""
     if isinstance(wanted, dict):
-        return isinstance(found, dict) and wanted.keys() == found.keys() and all(same(found[k], wanted[k]) for k in wanted)
+        return (
+            isinstance(found, dict) and wanted.keys() == found.keys() and all(same(found[k], wanted[k]) for k in wanted)
+        )
     if isinstance(wanted, tuple | list):
         return type(found) is type(wanted) and len(found) == len(wanted) and all(map(same, found, wanted))
     wanted = wanted.detach().float().numpy() if wanted.is_floating_point() else wanted.numpy()

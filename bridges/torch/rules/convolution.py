@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..registry import refuse_if, rule
+from ..registry import Refused, refuse_if, rule
 
 Sizes = int | Sequence[int]
 
@@ -123,9 +123,7 @@ def conv_transpose(
     return convolution(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
-def _windows(
-    x: Array, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, count: int
-) -> dict[str, Any]:
+def _windows(x: Array, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, count: int) -> dict[str, Any]:
     front = (1,) * (x.ndim - count)
     sizes = _each(size, count)
     strides = _each(stride, count) if stride not in ([], ()) else sizes
@@ -145,6 +143,18 @@ def max_pool2d(
     """The largest of each window."""
     refuse_if(ceil, "pooling with ceil_mode")
     return lax.reduce_window(x, -jnp.inf, lax.max, **_windows(x, size, stride, padding, dilation, 2))
+
+
+@rule("aten.max_pool2d_with_indices.default")
+def max_pool2d_with_indices(
+    x: Array, size: Sizes, stride: Sizes = (), padding: Sizes = 0, dilation: Sizes = 1, ceil: bool = False
+) -> tuple[Any, ...]:
+    """The largest of each window; where it is is refused, if it is used."""
+
+    def places() -> Array:
+        raise Refused("the indices of max_pool2d")
+
+    return max_pool2d(x, size, stride, padding, dilation, ceil), places
 
 
 @rule("aten.avg_pool2d.default")

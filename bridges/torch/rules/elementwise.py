@@ -86,7 +86,10 @@ rule("aten.min.other")(jnp.minimum)
 
 
 @rule(
-    *(f"aten.{name}.default" for name in ("alias", "clone", "contiguous", "detach", "detach_", "lift_fresh", "_to_copy")),
+    *(
+        f"aten.{name}.default"
+        for name in ("alias", "clone", "contiguous", "detach", "detach_", "lift_fresh", "_to_copy")
+    ),
     *(f"aten.to.{kind}" for kind in ("dtype", "device", "dtype_layout", "other", "prim_Device", "prim_dtype")),
     *(f"aten.{name}.default" for name in ("lift_fresh_copy", "type_as", "positive", "resolve_conj", "resolve_neg")),
 )

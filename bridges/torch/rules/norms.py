@@ -66,9 +66,7 @@ def _channels(vector: Array | None, rank: int) -> Array | None:
     return None if vector is None else vector.reshape((-1,) + (1,) * (rank - 2))
 
 
-def _grouped(
-    x: Array, groups: int, weight: Array | None, bias: Array | None, eps: float
-) -> tuple[Array, Array, Array]:
+def _grouped(x: Array, groups: int, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     grouped = x.reshape(x.shape[0], groups, -1)
     y, mean, scale = _centred(grouped, (2,), eps)
     y = _affine(y.reshape(x.shape), _channels(weight, x.ndim), _channels(bias, x.ndim))
@@ -109,7 +107,9 @@ def batch_norm(
     cudnn: bool = True,
 ) -> Array:
     """Each channel by the mean and variance of the training."""
-    refuse_if(training, "batch norm with statistics of the batch; export the module in eval mode, with running statistics")
+    refuse_if(
+        training, "batch norm with statistics of the batch; export the module in eval mode, with running statistics"
+    )
     mean, variance = _channels(mean, x.ndim), _channels(variance, x.ndim)
     assert mean is not None and variance is not None
     return _affine((x - mean) * lax.rsqrt(variance + eps), _channels(weight, x.ndim), _channels(bias, x.ndim))
@@ -128,6 +128,16 @@ def native_batch_norm(
     """Each channel by the mean and variance of the training; and two empty results."""
     empty = jnp.zeros((0,), jnp.float32)
     return batch_norm(x, weight, bias, mean, variance, False, momentum, eps), empty, empty
+
+
+@rule("aten._native_batch_norm_legit.no_stats")
+def instance_norm(
+    x: Array, weight: Array | None, bias: Array | None, training: bool, momentum: float, eps: float
+) -> tuple[Any, ...]:
+    """Each channel by its own mean and variance, as instance norms do; and these."""
+    y, mean, scale = _centred(x, (0, *range(2, x.ndim)), eps)
+    y = _affine(y, _channels(weight, x.ndim), _channels(bias, x.ndim))
+    return y, lambda: mean.reshape(-1), lambda: scale.reshape(-1)
 
 
 @rule("aten.softmax.int")

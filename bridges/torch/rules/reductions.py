@@ -164,7 +164,9 @@ def logsumexp(x: Array, dims: Dims, keepdim: bool = False) -> Array:
 
 
 @rule("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim")
-def vector_norm(x: Array, order: float | None = 2, dims: Dims = None, keepdim: bool = False, *, dtype: Any = None) -> Array:
+def vector_norm(
+    x: Array, order: float | None = 2, dims: Dims = None, keepdim: bool = False, *, dtype: Any = None
+) -> Array:
     """Roots of sums of powers; the largest for an infinite power."""
     axes, order = _axes(x, dims), 2 if order is None else order
     x = _cast(x, dtype)

@@ -238,6 +238,15 @@ def diagonal(x: Array, offset: int = 0, a: int = 0, b: int = 1) -> Array:
     return jnp.diagonal(x, offset, a, b)
 
 
+@rule("aten.unfold.default")
+def unfold(x: Array, dim: int, size: int, step: int) -> Array:
+    """Windows along a dimension, their elements as a new last one."""
+    dim %= x.ndim
+    starts = np.arange(0, x.shape[dim] - size + 1, step)
+    windows = jnp.take(x, starts[:, None] + np.arange(size), axis=dim)
+    return jnp.moveaxis(windows, dim + 1, -1)
+
+
 @rule("aten.pixel_shuffle.default")
 def pixel_shuffle(x: Array, factor: int) -> Array:
     """Channels as pixels."""

@@ -98,7 +98,7 @@ def _signs(sweep: Sweep, operation: Operation) -> View | None:
     name, inputs = operation.name, operation.inputs
     if name in ("neg", "not") and (inner := sweep.peel(inputs[0], name)):
         return inner[1][0]
-    if name == "neg" and (inner := sweep.peel(inputs[0], "sub")):
+    if name == "neg" and (inner := sweep.peel(inputs[0], "sub")) and sweep.hidden([inner[0]]):
         return sweep.add("sub", inner[1][1], inner[1][0])
     if name in ("square", "abs") and (inner := sweep.peel(inputs[0], "neg", "abs")):
         return sweep.add(name, *inner[1])
@@ -116,7 +116,8 @@ def _signs(sweep: Sweep, operation: Operation) -> View | None:
 def _products(sweep: Sweep, operation: Operation) -> View | None:
     """Known numbers of products meet; a number times itself is a square."""
     name, inputs = operation.name, operation.inputs
-    if name == "neg" and (inner := sweep.peel(inputs[0], "mul")) and (known := with_number(inner[1])):
+    is_product = name == "neg" and (inner := sweep.peel(inputs[0], "mul")) and sweep.hidden([inner[0]])
+    if is_product and inner and (known := with_number(inner[1])):
         return sweep.add("mul", known[0], sweep.number(-known[1], known[0].shape))
     if name != "mul":
         return None
@@ -162,6 +163,21 @@ def _computed(sweep: Sweep, kind: str, inner: Operation, view: View) -> View:
     return pulled(sweep.add(kind, *inner.inputs), view)
 
 
+def _magnitudes(sweep: Sweep, operation: Operation) -> View | None:
+    """The magnitude of what is never negative."""
+    if operation.name == "abs" and _is_positive(sweep, operation.inputs[0]):
+        return operation.inputs[0]
+    return None
+
+
+def _is_positive(sweep: Sweep, view: View) -> bool:
+    """Whether no element can be below zero."""
+    if sweep.producer(view, "exp", "square", "abs", "sqrt", "sigmoid", "relu"):
+        return True
+    total = sweep.producer(view, "reduce_sum")
+    return total is not None and _is_positive(sweep, total.inputs[0])
+
+
 def _choices(sweep: Sweep, operation: Operation) -> View | None:
     """Choices and bounds that change nothing."""
     name, inputs = operation.name, operation.inputs
@@ -183,4 +199,4 @@ def _choices(sweep: Sweep, operation: Operation) -> View | None:
     return None
 
 
-_RULES: Sequence[Rule] = (_signs, _products, _roots, _choices, _small, _squeezed)
+_RULES: Sequence[Rule] = (_signs, _products, _roots, _magnitudes, _choices, _small, _squeezed)

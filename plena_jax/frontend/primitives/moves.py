@@ -62,6 +62,13 @@ def concatenate(walk: Walk, call: Call, *operands: Entry) -> View:
     return concatenated([walk.view(o) for o in operands], call.params["dimension"])
 
 
+@primitive("stack")
+def stack(walk: Walk, call: Call, *operands: Entry) -> View:
+    """Along a new axis."""
+    axis = call.params["axis"]
+    return joined([walk.view(o) for o in operands], lambda positions: np.stack(positions, axis))
+
+
 @primitive("split")
 def split(walk: Walk, call: Call, x: Entry) -> list[Entry]:
     """Parts along an axis."""
