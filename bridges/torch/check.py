@@ -35,12 +35,12 @@ def check(graph: Graph, values: Mapping[str, tuple[Value, ...]]) -> list[Problem
         def look_up(reference: Reference) -> Value:
             return values[reference.name][reference.index or 0]
 
-        operands = tuple(look_up(reference) for reference in references((step.arguments, dict(step.keywords))))
-        if not all(operand.exact for operand in operands):
-            # Reported where the value is made; numbers known in double precision are rounded.
-            if any(not look_up(r).exact and r.name not in graph.folded for r in references(step.arguments)):
-                continue
-        known = [r.name in graph.folded for r in references((step.arguments, dict(step.keywords)))]
+        used = references((step.arguments, dict(step.keywords)))
+        operands = tuple(look_up(reference) for reference in used)
+        known = [reference.name in graph.folded for reference in used]
+        # What is not exact is reported where it is made; numbers known in double precision are rounded.
+        if not all(operand.exact or folded for operand, folded in zip(operands, known, strict=True)):
+            continue
         key = repr(
             (step.operation, replaced((step.arguments, dict(step.keywords)), str_of(look_up)), known, step.results)
         )

@@ -178,7 +178,7 @@ class Flattener:
         for tensor in value if several else (value,):
             try:
                 reason = too_wide(tensor.dtype) if isinstance(tensor, torch.Tensor) else ""
-                results.append(value_of(name, tensor) if isinstance(tensor, torch.Tensor) else Value(name))
+                results.append(value_of(name, tensor) if isinstance(tensor, torch.Tensor) else Value(name, exact=False))
             except Refused as refused:
                 reason = str(refused)
                 results.append(Value(name, exact=False))

@@ -156,10 +156,8 @@ def _array(given: Any, wanted: Value) -> Any:
     if np.shape(given) != wanted.shape:
         return f"{wanted.name} has shape {np.shape(given)}; the module was exported for {wanted.shape}"
     array = jnp.asarray(given)
-    same_kind = np.can_cast(array.dtype, wanted.dtype, "same_kind") or (
-        jnp.issubdtype(array.dtype, jnp.floating) and wanted.dtype == np.float32
-    )
-    if not same_kind:
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) and jnp.issubdtype(wanted.dtype, kind) for kind in kinds):
         return f"{wanted.name} has data type {array.dtype}; the module was exported for {wanted.dtype}"
     return array.astype(wanted.dtype)
 
