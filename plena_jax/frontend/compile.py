@@ -159,7 +159,10 @@ class Explanation:
         return not self.problems
 
     def __str__(self) -> str:
-        lines = [f"{n}({shapes}) -> {becomes}" + (f"  {source}" if source else "") for n, shapes, becomes, source in self.operations]
+        lines = [
+            f"{n}({shapes}) -> {becomes}" + (f"  {source}" if source else "")
+            for n, shapes, becomes, source in self.operations
+        ]
         return "\n".join([*lines, *(f"not supported: {problem}" for problem in self.problems)])
 
 

@@ -130,9 +130,7 @@ def _manifest(compiled: CompiledProgram, shift: int) -> tuple[dict[str, Any], di
         arrays[f"index_{number}"] = np.ascontiguousarray(view.index)
         shape, dtype = signature.result_shapes[number], signature.result_dtypes[number]
         results.append({"bases": bases, "shape": list(shape), "dtype": dtype.name})
-    sections = [
-        {"name": s.name, "start": s.start + shift, "stop": s.stop + shift} for s in compiled.program.sections
-    ]
+    sections = [{"name": s.name, "start": s.start + shift, "stop": s.stop + shift} for s in compiled.program.sections]
     arguments = [
         {"name": n, "shape": list(s), "dtype": d.name}
         for n, s, d in zip(signature.names, signature.shapes, signature.dtypes, strict=True)

@@ -233,8 +233,10 @@ class Lowering:
                 continue
             held = self.place(base)
             source = Source(self._in_matrix(part, held))
-            result = self.g.rearrange(held.tensor, source=source) if result is None else self.g.rearrange(
-                held.tensor, result, source=source
+            result = (
+                self.g.rearrange(held.tensor, source=source)
+                if result is None
+                else self.g.rearrange(held.tensor, result, source=source)
             )
         assert result is not None
         return result

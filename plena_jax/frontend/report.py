@@ -122,18 +122,20 @@ class Report:
     def __str__(self) -> str:
         verdict = "the machine equals its rounded reference"
         if self.machine.differing:
-            verdict = f"{self.machine.differing:,} of {self.machine.elements:,} numbers differ from the rounded reference"
+            verdict = (
+                f"{self.machine.differing:,} of {self.machine.elements:,} numbers differ from the rounded reference"
+            )
             verdict += f", first in section {self.first}" if self.first else ""
-        return f"{verdict}; relative L2 to the original {self.original.relative_l2:.3g}, cosine {self.original.cosine:.6f}"
+        return (
+            f"{verdict}; relative L2 to the original {self.original.relative_l2:.3g}, cosine {self.original.cosine:.6f}"
+        )
 
 
 def check(compiled: CompiledProgram, arguments: Sequence[Any]) -> Report:
     """Run, and compare; see :meth:`CompiledProgram.check`."""
     inputs = compiled.inputs(*arguments)
     sections = tuple(_sections(compiled, inputs))
-    found, reference, original = (
-        _flat(f(*arguments)) for f in (compiled, compiled.reference, compiled.original)
-    )
+    found, reference, original = (_flat(f(*arguments)) for f in (compiled, compiled.reference, compiled.original))
     first = next((s.name for s in sections if s.machine.differing), None)
     return Report(Distance.between(found, reference), Distance.between(found, original), sections, first)
 

@@ -127,9 +127,9 @@ def _added(sweep: Sweep, masks: Masks, view: View, factor: float) -> bool:
             if hides and other.scalar is not None:
                 if zero.scalar == 0:
                     return _condition(sweep, masks, condition, positive, other.scalar * factor)
-                return _condition(
-                    sweep, masks, condition, positive, other.scalar * factor
-                ) and _added(sweep, masks, zero, factor)
+                return _condition(sweep, masks, condition, positive, other.scalar * factor) and _added(
+                    sweep, masks, zero, factor
+                )
     masks.computed.append((view, factor))
     return True
 

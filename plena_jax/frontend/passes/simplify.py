@@ -84,9 +84,7 @@ def _squeezed(sweep: Sweep, operation: Operation) -> View | None:
     shape = [view.shape[axis] for axis in kept]
     moved = tuple(kept.index(axis) for axis in axes)
     out = [size for axis, size in enumerate(shape) if axis not in moved]
-    found = sweep.add(
-        operation.name, view.reshape(*shape), shape=out, dtype=operation.output.dtype, axes=moved
-    )
+    found = sweep.add(operation.name, view.reshape(*shape), shape=out, dtype=operation.output.dtype, axes=moved)
     return found.reshape(*operation.output.shape)
 
 

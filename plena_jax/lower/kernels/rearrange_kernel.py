@@ -286,7 +286,9 @@ class Mover:
                 b.add(w, column, int(first[1] - addresses[0, 1]))
                 b.set(result, int(first[2]))
                 steps = addresses[part.start + 1] - first if count > 1 else first * 0
-                with b.loop(count, *_steps((at, int(steps[0])), (w, int(steps[1])), (result, int(steps[2]))), unroll=UNROLL):
+                with b.loop(
+                    count, *_steps((at, int(steps[0])), (w, int(steps[1])), (result, int(steps[2]))), unroll=UNROLL
+                ):
                     b.m_mm(w, at)
                     b.m_mm_wo(result, b.zero, 0)
 
@@ -336,8 +338,6 @@ def hot_lanes(plan: Rearrangement) -> list[int]:
 def spare_rows(size: int) -> int:
     """Rows of workspace before the masks: those of a window, and a spare one."""
     return size + 1
-
-
 
 
 def _steps(*steps: tuple[Gp, int]) -> list[tuple[Gp, int]]:
