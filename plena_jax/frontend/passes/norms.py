@@ -65,9 +65,7 @@ def _root_mean_square(sweep: Sweep, operation: Operation) -> View | None:
     return None
 
 
-def _factors(
-    sweep: Sweep, view: View, path: list[Operation], depth: int
-) -> Iterator[tuple[View, list[Operation]]]:
+def _factors(sweep: Sweep, view: View, path: list[Operation], depth: int) -> Iterator[tuple[View, list[Operation]]]:
     """The factors of a product, and of those that are products, each with the products that it is in."""
     inner = sweep.peel(view, "mul") if depth else (sweep.operation, list(sweep.operation.inputs))
     if depth:
@@ -235,5 +233,3 @@ def _with_columns(sweep: Sweep, operation: Operation, kind: str, operands: int) 
             inputs.append(sweep.number(1, (n,)))
         return seen_in(sweep.add(norm.name, *inputs, found, **norm.attributes), normed.index)
     return None
-
-

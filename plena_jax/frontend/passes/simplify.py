@@ -37,7 +37,13 @@ class _Common:
         order: tuple[object, ...] = tuple(bases)
         if operation.name in _COMMUTATIVE:
             order = (frozenset(bases),)
-        key = operation.name, operation.output.shape, order, repr(sorted(operation.attributes.items()))
+        key = (
+            operation.name,
+            operation.output.shape,
+            operation.output.dtype,
+            order,
+            repr(sorted(operation.attributes.items())),
+        )
         for other in self.seen.setdefault(key, []):
             if _same_operands(operation, other):
                 return View.of(other.output)
@@ -84,9 +90,7 @@ def _squeezed(sweep: Sweep, operation: Operation) -> View | None:
     shape = [view.shape[axis] for axis in kept]
     moved = tuple(kept.index(axis) for axis in axes)
     out = [size for axis, size in enumerate(shape) if axis not in moved]
-    found = sweep.add(
-        operation.name, view.reshape(*shape), shape=out, dtype=operation.output.dtype, axes=moved
-    )
+    found = sweep.add(operation.name, view.reshape(*shape), shape=out, dtype=operation.output.dtype, axes=moved)
     return found.reshape(*operation.output.shape)
 
 

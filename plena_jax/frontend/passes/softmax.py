@@ -18,6 +18,7 @@ def softmax(graph: TensorGraph) -> TensorGraph:
 
 def _quotient(sweep: Sweep, operation: Operation) -> View | None:
     """Exponentials divided by their sum."""
+    pairs: list[tuple[View, View, Operation | None]]
     if operation.name == "div":
         pairs = [(operation.inputs[0], operation.inputs[1], None)]
     elif operation.name == "mul":
@@ -67,7 +68,11 @@ def _logarithm(sweep: Sweep, operation: Operation) -> View | None:
         rest = [term for term in terms if term is not logarithm]
         x = next((view for sign, view in inner if sign > 0 and not is_repeated(view)), None)
         at = next((a for s, v in rest if x is not None and s > 0 if (a := places(v, total.index, x)) is not None), None)
-        if x is None or at is None or not _same_terms(rest, [(s, seen_in(v, v.index.reshape(-1)[at])) for s, v in inner]):
+        if (
+            x is None
+            or at is None
+            or not _same_terms(rest, [(s, seen_in(v, v.index.reshape(-1)[at])) for s, v in inner])
+        ):
             continue
         if sweep.hidden([log, reduction, found[0], *region]) and _hidden_after(sweep, more, found[0], region):
             return seen_in(sweep.add("softmax", x, scale=1.0), at)
