@@ -50,10 +50,10 @@ def _attention(sweep: Sweep, operation: Operation) -> View | None:
     x, y = operation.inputs
     for shares, values, turned in ((x, y, False), (y, x, True)):
         match = _matched(sweep, shares, values, () if turned else operation.attributes["rows"])
-        split = None if match is None else _heads_and_queries(match)
-        if match is None or split is None:
+        order = None if match is None else _rows_by_head(match)
+        if match is None or order is None:
             continue
-        result = _built(sweep, match, *split)
+        result = _built(sweep, match, order)
         return result.transpose((0, 2, 1)) if turned else result
     return None
 
@@ -130,16 +130,31 @@ def _first_alike(rows: Positions) -> Positions:
 # -- heads ------------------------------------------------------------------------------------------------------------
 
 
-def _heads_and_queries(match: _Match) -> tuple[list[int], list[int]] | None:
-    """Which axes of the rows are heads, and which are queries: masks follow queries, sinks heads."""
-    axes = range(len(match.sizes))
-    masked = [axis for axis in axes if any(_varies(p, match.sizes, axis) for p in match.masks.patterns())]
-    sunk = [axis for axis in axes if match.sinks is not None and _varies(match.sinks.index, match.sizes, axis)]
+def _rows_by_head(match: _Match) -> Positions | None:
+    """The rows, [heads, queries]: masks follow queries, sinks heads."""
+    rows = match.query.shape[1]
+    if len(match.sizes) > 1:
+        return _split(match, match.sizes)
+    # The axes are not known: they are what masks and sinks repeat along.
+    divisors = [n for n in range(2, rows) if rows % n == 0]
+    found = [order for n in divisors if (order := _split(match, (n, rows // n))) is not None]
+    whole = _split(match, (rows,))
+    best = max(found, key=len, default=whole)
+    depends = match.sinks is not None or any(_varies(p, (rows,), 0) for p in match.masks.patterns())
+    return best if depends and best is not None else whole
+
+
+def _split(match: _Match, sizes: tuple[int, ...]) -> Positions | None:
+    """The rows, [heads, queries], if each of their axes is one of them."""
+    axes = range(len(sizes))
+    masked = [axis for axis in axes if any(_varies(p, sizes, axis) for p in match.masks.patterns())]
+    sunk = [axis for axis in axes if match.sinks is not None and _varies(match.sinks.index, sizes, axis)]
     if set(masked) & set(sunk):
         return None
-    free = [axis for axis in axes if axis not in (*masked, *sunk)]
-    queries = masked or free[-1:]
-    return [axis for axis in axes if axis not in queries], queries
+    queries = masked or [axis for axis in axes if axis not in sunk][-1:]
+    heads = [axis for axis in axes if axis not in queries]
+    order = np.arange(match.query.shape[1]).reshape(sizes).transpose(*heads, *queries)
+    return order.reshape(int(np.prod([sizes[axis] for axis in heads], dtype=int)), -1)
 
 
 def _varies(pattern: Positions, sizes: Sequence[int], axis: int) -> bool:
@@ -148,13 +163,10 @@ def _varies(pattern: Positions, sizes: Sequence[int], axis: int) -> bool:
     return not bool((array == array.take([0], axis + 1)).all())
 
 
-def _built(sweep: Sweep, match: _Match, heads: list[int], queries: list[int]) -> View:
+def _built(sweep: Sweep, match: _Match, order: Positions) -> View:
     """The operations, and the view of their results [batch, rows, value size]."""
     batch, rows = match.query.shape
-    order = np.arange(rows).reshape(match.sizes).transpose(*heads, *queries)
-    count = int(np.prod([match.sizes[axis] for axis in heads], dtype=int))
-    order = order.reshape(count, -1)
-    size = match.values.shape[2]
+    count, size = len(order), match.values.shape[2]
     results: list[View] = []
     places: list[tuple[int, int, int]] = []
     for group in _groups(match, order):

@@ -104,7 +104,7 @@ def _condition(sweep: Sweep, masks: Masks, condition: View, positive: bool, hidd
         masks.seen = masks.seen & (known.astype(bool) == positive)
         return True
     if inner := sweep.peel(condition, "not"):
-        return _condition(sweep, masks, *inner[1], not positive, hidden)
+        return _condition(sweep, masks, inner[1][0], not positive, hidden)
     # All of several conditions, or none of several.
     if inner := sweep.peel(condition, "mul" if positive else "maximum"):
         return all([_condition(sweep, masks, part, positive, hidden) for part in inner[1]])

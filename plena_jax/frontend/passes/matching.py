@@ -6,7 +6,7 @@ operand. Nothing here asks how an axis was moved or repeated: positions are comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ class Sweep:
     def peel(self, view: View, *kinds: str) -> tuple[Operation, list[View]] | None:
         """An element-wise operation of one of the kinds, and its operands as the view sees them."""
         operation = self.producer(view, *kinds)
-        return operation and (operation, [pulled(operand, view) for operand in operation.inputs])
+        return None if operation is None else (operation, [pulled(operand, view) for operand in operation.inputs])
 
     def hidden(self, region: Collection[Operation], *others: Operation) -> bool:
         """Whether nobody but the operation that is looked at, the region and others see results of the region."""
@@ -210,8 +210,3 @@ def columns(view: View, column: Positions, n: int, rows: int) -> View | None:
 def seen_in(result: View, index: Positions) -> View:
     """The view of a new result in which an old one is found."""
     return result.moved(lambda _: index.astype(np.int32, copy=False))
-
-
-def numbers(mapping: Mapping[str, Any], *names: str) -> list[Any]:
-    """Attributes by name."""
-    return [mapping[name] for name in names]

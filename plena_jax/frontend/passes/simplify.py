@@ -37,7 +37,13 @@ class _Common:
         order: tuple[object, ...] = tuple(bases)
         if operation.name in _COMMUTATIVE:
             order = (frozenset(bases),)
-        key = operation.name, operation.output.shape, order, repr(sorted(operation.attributes.items()))
+        key = (
+            operation.name,
+            operation.output.shape,
+            operation.output.dtype,
+            order,
+            repr(sorted(operation.attributes.items())),
+        )
         for other in self.seen.setdefault(key, []):
             if _same_operands(operation, other):
                 return View.of(other.output)

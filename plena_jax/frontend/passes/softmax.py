@@ -18,6 +18,7 @@ def softmax(graph: TensorGraph) -> TensorGraph:
 
 def _quotient(sweep: Sweep, operation: Operation) -> View | None:
     """Exponentials divided by their sum."""
+    pairs: list[tuple[View, View, Operation | None]]
     if operation.name == "div":
         pairs = [(operation.inputs[0], operation.inputs[1], None)]
     elif operation.name == "mul":
