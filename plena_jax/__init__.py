@@ -24,6 +24,7 @@ from plena_jax.errors import (
     ProgramError,
     UnsupportedOperation,
 )
+from plena_jax.frontend import ArgumentError, CompiledProgram, Explanation, Report, compile, explain, load
 from plena_jax.isa import INSTRUCTIONS
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.images import Images
@@ -59,12 +60,10 @@ __all__ = [
     "MachineState",
     "PlenaError",
     "Problem",
-    "Problem",
     "Program",
     "ProgramError",
     "Report",
     "Trace",
-    "UnsupportedOperation",
     "UnsupportedOperation",
     "assemble",
     "compile",
