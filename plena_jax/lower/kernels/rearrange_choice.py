@@ -150,7 +150,12 @@ def _pieces(run: Run) -> Draft | None:
     for (first, shift), lanes in chosen.items():
         there = (here >= shift) & (here - shift < run.width[first])
         mask = lanes if (there & ~lanes & ~(over & ~run.kept)).any() else None
-        cost += 1 + _STEP + (mask is not None and shift > 0) + ((bool(found) and shift > 0) or bool(found and mask is not None))
+        cost += (
+            1
+            + _STEP
+            + (mask is not None and shift > 0)
+            + ((bool(found) and shift > 0) or bool(found and mask is not None))
+        )
         found.append((run.terms.index(first), shift, mask))
     return Draft(cost, pieces=tuple(found), groups=tuple(groups))
 

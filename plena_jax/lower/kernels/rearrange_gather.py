@@ -64,7 +64,9 @@ class Windows:
         last = np.where(self.active, most(row), 0)
         self.row = np.minimum(np.where(self.active, least(row), 0), rows - size)
         inside = (most(block) <= self.block) & (last - self.row < size)
-        possible = (rows >= size) & (inside | ~self.active).all(axis=1) & ~lanes.kept.any(axis=1) & self.active.any(axis=1)
+        possible = (
+            (rows >= size) & (inside | ~self.active).all(axis=1) & ~lanes.kept.any(axis=1) & self.active.any(axis=1)
+        )
         self.cost = np.where(possible, 4.2 * self.active.sum(axis=1) + 3.5 * size + 4, np.inf)
         # Lanes of a group that have another term than the one before: parts, but for terms that come twice.
         first = grouped(lanes.first)

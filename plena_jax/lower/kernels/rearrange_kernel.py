@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from plena_jax.lower.kernel import UNROLL, Kernel, constant_rows
+from plena_jax.lower.kernel import UNROLL, Kernel
 from plena_jax.lower.kernels.rearrange_gather import Gather
 from plena_jax.lower.kernels.rearrange_lanes import progressions
 from plena_jax.lower.kernels.rearrange_plan import Elements, Group, Move, Number, Piece, Rearrangement
@@ -187,7 +187,7 @@ class Mover:
 
     def _batched(self, move: Move, group: Group) -> None:
         """A group of lanes of a run, BLEN vectors at a time; the last ones together with some before them."""
-        b, size, count = self.k.b, self.k.config.blen, len(move.places)
+        size, count = self.k.config.blen, len(move.places)
         whole, rest = divmod(count, size)
         self._rows(move, group, 0, whole)
         if rest:
@@ -286,7 +286,9 @@ class Mover:
                 b.add(w, column, int(first[1] - addresses[0, 1]))
                 b.set(result, int(first[2]))
                 steps = addresses[part.start + 1] - first if count > 1 else first * 0
-                with b.loop(count, *_steps((at, int(steps[0])), (w, int(steps[1])), (result, int(steps[2]))), unroll=UNROLL):
+                with b.loop(
+                    count, *_steps((at, int(steps[0])), (w, int(steps[1])), (result, int(steps[2]))), unroll=UNROLL
+                ):
                     b.m_mm(w, at)
                     b.m_mm_wo(result, b.zero, 0)
 
@@ -336,8 +338,6 @@ def hot_lanes(plan: Rearrangement) -> list[int]:
 def spare_rows(size: int) -> int:
     """Rows of workspace before the masks: those of a window, and a spare one."""
     return size + 1
-
-
 
 
 def _steps(*steps: tuple[Gp, int]) -> list[tuple[Gp, int]]:

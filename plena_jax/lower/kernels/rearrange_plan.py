@@ -191,7 +191,9 @@ class _Planner:
                 continue
             found = self._runs(members)
             best = [self._best(one) for one in found]
-            cost = sum((draft.cost if draft else np.inf) * len(one.places) for one, draft in zip(found, best, strict=True))
+            cost = sum(
+                (draft.cost if draft else np.inf) * len(one.places) for one, draft in zip(found, best, strict=True)
+            )
             if self.windows.cost[vector] * len(members) < cost:
                 gathered.append(members)
                 continue
