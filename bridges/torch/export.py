@@ -16,11 +16,12 @@ from plena_jax.errors import Problem, UnsupportedOperation
 from .flatten import Flattener
 from .graph import Graph, Reference, Value
 from .registry import Refused, rules
+from .simplify import simplified
 from .tensors import to_numpy, too_wide, value_of
 
 _HELP = {
-    "data-dependent": "the control flow or a shape depends on the values of tensors: compute both sides and choose with "
-    "torch.where, or make the number a Python argument",
+    "data-dependent": "the control flow or a shape depends on the values of tensors: compute both sides and choose "
+    "with torch.where, or make the number a Python argument",
     "dynamo": "TorchDynamo cannot trace this Python code; try strict=False",
 }
 
@@ -227,4 +228,4 @@ def _outputs(converted: Converted, flattener: Flattener, signature: Any, results
     twice = {n for n in converted.mutated if n in converted.parameters and n in {v.name for v in converted.inputs}}
     for name in sorted(twice):
         converted.problems.append(Problem(name, "an input and a buffer of this name; rename one of them"))
-    converted.graph = flattener.graph((*outputs, *states))
+    converted.graph = simplified(flattener.graph((*outputs, *states)), flattener.values)

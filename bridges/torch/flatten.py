@@ -1,4 +1,4 @@
-"""Exported graphs as steps: wrappers opened, what is known evaluated by torch itself, what is not supported collected."""
+"""Exported graphs as steps: wrappers opened, what is known evaluated by torch, what is not supported collected."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Graph:
     steps: tuple[Step, ...]
     folded: Mapping[str, Folded]
     outputs: tuple[Any, ...]
-    _used: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    _used: Mapping[str, frozenset[int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         used: dict[str, set[int]] = {}

@@ -67,8 +67,8 @@ class JaxModule:
             inputs: arrays, one for each of ``inputs``.
 
         Returns:
-            The outputs as the module returns them: tensors, tuples, lists, dicts; other containers as dicts. If anything
-            is mutated: a pair of the outputs and a dict of the new values, by the names in ``mutated``. Feed
+            The outputs as the module returns them: tensors, tuples, lists, dicts; other containers as dicts. If
+            anything is mutated: a pair of the outputs and a dict of the new values, by the names in ``mutated``. Feed
             ``{**parameters, **new}`` to the next call.
 
         Raises:

@@ -23,10 +23,10 @@ class Refused(Exception):
 def rule(*operators: str) -> Callable[[_Function], _Function]:
     """Register a function for operators such as ``aten.linear.default``.
 
-    It takes the operator's arguments: those that may be given by position by position, defaults left out as in the graph,
-    and none of :data:`STORAGE`; tensors are arrays and data types those of NumPy. The result is cast to the data type
-    that the graph says. An operator with several results gives a tuple, whose elements may be functions without
-    arguments that make the result when it is needed.
+    It takes the operator's arguments: those that may be given by position by position, defaults left out as in the
+    graph, and none of :data:`STORAGE`; tensors are arrays (those that are known: of NumPy) and data types those of
+    NumPy. The result is cast to the data type that the graph says. An operator with several results gives a tuple,
+    whose elements may be functions without arguments that make the result when it is needed.
     """
 
     def registered(function: _Function) -> _Function:

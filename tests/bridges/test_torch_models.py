@@ -136,6 +136,23 @@ def test_what_is_known_is_constant_and_what_is_changed_is_not() -> None:
     assert same(changed, module(x)) and not same(found(x), module(x))
 
 
+@pytest.mark.parametrize(
+    ("case", "decompose", "absent"),
+    [
+        ("mlp", True, ("transpose", "reshape")),
+        ("gpt2", False, ("reshape[dimensions=None new_sizes=(10",)),
+        ("gpt2", True, ("reshape[dimensions=None new_sizes=(10, 24)",)),
+        ("llama sdpa", False, ("broadcast_in_dim[broadcast_dimensions=(0, 1, 3, 4)",)),
+        ("llama eager", False, ("permutation=(0, 1, 3, 2)",)),
+    ],
+)
+def test_steps_are_as_in_jax(case: str, decompose: bool, absent: tuple[str, ...]) -> None:
+    make, inputs = CASES[case]
+    found = to_jax(seeded(make), *inputs, decompose=decompose)
+    jaxpr = str(jax.make_jaxpr(found.function)(found.weights, *found.flat(*inputs)))
+    assert not [text for text in absent if text in jaxpr]
+
+
 def test_every_step_names_the_line_it_comes_from() -> None:
     module = seeded(llama, "eager")
     x = numbers(1, 5, 24)

@@ -67,6 +67,8 @@ def test_rules_are_what_torch_computes(family: str, decompose: bool) -> None:
 def test_every_rule_is_there_for_an_operator_of_torch() -> None:
     for operation in rules():
         namespace, packet, overload = operation.split(".")
+        if namespace == "plena":
+            continue
         operator = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
         assert str(operator) == operation
 

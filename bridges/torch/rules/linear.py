@@ -14,7 +14,7 @@ from ..registry import rule
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """x weight' + bias; the weight is contracted where it is, without a transposed copy."""
     contracted = (x.ndim - 1,), (weight.ndim - 1,)
-    y = lax.dot_general(x, weight, (contracted, ((), ())), preferred_element_type=jnp.float32)
+    y = lax.dot_general(x, weight, (contracted, ((), ())), preferred_element_type=jnp.result_type(x, weight))
     return y if bias is None else y + bias
 
 
@@ -31,6 +31,19 @@ def _sum(x: Any, product: Any, beta: float, alpha: float) -> Array:
 def addmm(x: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1) -> Array:
     """beta x + alpha a b."""
     return _sum(x, jnp.matmul(a, b), beta, alpha)
+
+
+@rule("plena.affine.default")
+def affine(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """x weight + bias, for rows in any number of dimensions."""
+    y = jnp.matmul(x, weight)
+    return y if bias is None else y + bias
+
+
+@rule("plena.matmul_transposed.default")
+def matmul_transposed(a: Array, b: Array) -> Array:
+    """a b', with b contracted where it is, without a transposed copy."""
+    return jnp.einsum("...qd,...kd->...qk", a, b)
 
 
 @rule("aten.einsum.default")

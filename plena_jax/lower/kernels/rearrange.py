@@ -34,7 +34,7 @@ def reference(x: jax.Array, into: jax.Array | None = None, *, source: Source) ->
 
 
 def rounded(r: Rounded, x: jax.Array, into: jax.Array | None = None, *, source: Source) -> jax.Array:
-    """None."""
+    """Moves round nothing."""
     return reference(x, into, source=source)
 
 
@@ -89,7 +89,7 @@ register(
         emit=emit,
         workspace=workspace,
         shares=("into",),
-        cost="for each vector of MLEN lanes, about: copied 3; shifted and added 3 to 5 for each piece; products of BLEN "
-        "rows 4 * MLEN/BLEN**2 for each vector that lanes come from; transposed 4 * MLEN/BLEN + 4 * BLEN",
+        cost="for each vector of MLEN lanes, about: copied 3; shifted and added 3 to 5 for each piece; products of "
+        "BLEN rows 4 * MLEN/BLEN**2 for each vector that lanes come from; transposed 4 * MLEN/BLEN + 4 * BLEN",
     )
 )

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from plena_jax.lower.kernel import UNROLL, Kernel, constant_rows
+from plena_jax.lower.kernel import UNROLL, Kernel
 from plena_jax.lower.kernels.rearrange_gather import Gather
 from plena_jax.lower.kernels.rearrange_lanes import progressions
 from plena_jax.lower.kernels.rearrange_plan import Elements, Group, Move, Number, Piece, Rearrangement
@@ -187,7 +187,7 @@ class Mover:
 
     def _batched(self, move: Move, group: Group) -> None:
         """A group of lanes of a run, BLEN vectors at a time; the last ones together with some before them."""
-        b, size, count = self.k.b, self.k.config.blen, len(move.places)
+        size, count = self.k.config.blen, len(move.places)
         whole, rest = divmod(count, size)
         self._rows(move, group, 0, whole)
         if rest:
