@@ -140,6 +140,18 @@ def last_uses(graph: Graph) -> dict[Tensor, int]:
     return last | {tensor.root: len(graph.nodes) for tensor in graph.outputs}
 
 
+def rows_read(graph: Graph) -> dict[Tensor, int]:
+    """Rows of each tensor in HBM that kernels read, those behind the last one included."""
+    read: dict[Tensor, int] = {}
+    for node in graph.nodes:
+        more = node.operator.reads(graph.config, *node.inputs, **node.attributes)
+        for name, tensor in zip(node.operator.tensors, node.inputs, strict=True):
+            if tensor is not None and tensor.place == "hbm":
+                count = more.get(name, round_up(tensor.shape[0], graph.config.mlen))
+                read[tensor.root] = max(read.get(tensor.root, 0), tensor.start[0] + count)
+    return read
+
+
 def plan(graph: Graph) -> Plan:
     """Plan the memories of a graph.
 
@@ -153,7 +165,7 @@ def plan(graph: Graph) -> Plan:
 class _Planner:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.config = graph, graph.config
-        self.last = last_uses(graph)
+        self.last, self.read = last_uses(graph), rows_read(graph)
         # Products of views read whole groups of rows: a few behind the last one exist too.
         self.pool = Pool("VRAM", self.config.vector_sram_size - row_unit(self.config), "rows")
         self.found: list[Allocation] = []
@@ -191,7 +203,7 @@ class _Planner:
 
     def _take_hbm(self, tensor: Tensor, number: int) -> None:
         """HBM is not used again: what is there at the end can be looked at."""
-        matrix = place_matrix(self.config, tensor, self.address)
+        matrix = place_matrix(self.config, tensor, self.address, self.read.get(tensor, 0))
         end = matrix.tensor.end
         if round_up(end, BLOCK) > self.config.hbm_size:
             raise CapacityError(

@@ -30,6 +30,10 @@ def _nothing(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) 
     return Workspace()
 
 
+def _whole_tiles(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) -> Mapping[str, int]:
+    return {}
+
+
 def _in_vram(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) -> tuple[Place, Role | None]:
     return "vram", None
 
@@ -54,6 +58,8 @@ class Operator:
         emit: a :class:`~plena_jax.lower.kernel.Kernel` and where the result is first.
         expand: of an operator that is made of others, instead of the three above: a graph first; the result.
         workspace: the configuration first, then :class:`Tensor`.
+        reads: rows of HBM that the kernel reads of parameters, from their first one on, where that is more than whole
+            tiles; from the same arguments as ``workspace``.
         result: place and role of the result, from the same arguments as ``shape``; vector SRAM.
         places: where each tensor may be, by parameter; vector SRAM if it is not named here.
         matrix: parameters that the matrix unit fetches; all others in HBM are fetched by the vector unit.
@@ -71,6 +77,7 @@ class Operator:
     emit: Callable[..., None] = _missing
     expand: Callable[..., Tensor] | None = None
     workspace: Callable[..., Workspace] = _nothing
+    reads: Callable[..., Mapping[str, int]] = _whole_tiles
     result: Callable[..., tuple[Place, Role | None]] = _in_vram
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     matrix: tuple[str, ...] = ()

@@ -223,8 +223,8 @@ def stored_shape(config: MachineConfig, shape: Shape, role: Role) -> Shape:
     return rows, round_up(shape[1], config.mlen)
 
 
-def place_matrix(config: MachineConfig, tensor: Tensor, address: int) -> Matrix:
-    """A tensor of HBM at an address, a multiple of 64.
+def place_matrix(config: MachineConfig, tensor: Tensor, address: int, read: int = 0) -> Matrix:
+    """A tensor of HBM at an address, a multiple of 64, with zeros behind it up to ``read`` rows at least.
 
     Raises:
         OperatorError: the machine cannot transfer the role's format.
@@ -239,7 +239,9 @@ def place_matrix(config: MachineConfig, tensor: Tensor, address: int) -> Matrix:
             f"{tensor.name}: rows of {transfer.scale_bytes} scale bytes (MLEN {config.mlen}, {fmt}); the machine "
             f"fetches one line of {BLOCK} bytes a row: allowed are divisors of it"
         )
-    where = hbm.Tensor(tensor.name, stored_shape(config, tensor.shape, tensor.role), address, transfer.fmt)
+    rows, columns = stored_shape(config, tensor.shape, tensor.role)
+    rows = max(rows, round_up(read, math.lcm(config.mlen, row_unit(config))))
+    where = hbm.Tensor(tensor.name, (rows, columns), address, transfer.fmt)
     if where.shape[0] * where.shape[1] // max(transfer.ratio, 1) > 1 << 24:
         raise OperatorError(f"{tensor.name}: scales are too far apart for float32, in which the machine computes where")
     return Matrix(tensor.shape, where, tensor.role)

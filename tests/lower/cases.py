@@ -186,7 +186,8 @@ class Together:
     @cached_property
     def exact(self) -> list[np.ndarray]:
         """The formulas."""
-        return self.in_order(self.lowered.exact(**self.operands()))
+        lowered = self.lowered
+        return self.in_order(jax.jit(lambda operands: lowered.exact(**operands))(self.operands()))
 
 
 def fits(found: Any, wanted: Any) -> bool:

@@ -19,8 +19,13 @@ from .cases import Case, Together, check_case, check_formula, machine, only, rel
 WEIGHTS = {"gate": "weights", "up": "weights", "down": "weights"}
 
 
-def network(tokens: int, hidden: int, inter: int, policy: int = 0, **more: Any) -> Case:
-    """The experts of some tokens."""
+BIASES = ("gate_bias", "up_bias", "down_bias")
+
+
+def network(
+    tokens: int, hidden: int, inter: int, policy: int = 0, biases: tuple[str, ...] = (), hbm: bool = False, **more: Any
+) -> Case:
+    """The experts of some tokens, some of their biases in vector SRAM or HBM."""
     experts = (32, 128)[policy]
     shapes = {
         "x": (tokens, hidden),
@@ -29,7 +34,16 @@ def network(tokens: int, hidden: int, inter: int, policy: int = 0, **more: Any) 
         "up": (experts * hidden, inter),
         "down": (experts * inter, hidden),
     }
-    return Case("expert_ffn", shapes, {"policy": policy, **more}, hbm=WEIGHTS)
+    shapes |= {name: (experts, hidden if name == "down_bias" else inter) for name in biases}
+    places = dict.fromkeys(biases, "activations") if hbm else {}
+    return Case("expert_ffn", shapes, {"policy": policy, **more}, hbm=WEIGHTS | places)
+
+
+def routed_with_biases() -> Case:
+    """All of GPT-OSS's: a router with a bias too."""
+    case = mixture(2, 23, 20)
+    shapes = case.shapes | {"gate_bias": (32, 20), "up_bias": (32, 20), "down_bias": (32, 23), "router_bias": (1, 32)}
+    return dataclasses.replace(case, shapes=shapes, attributes=case.attributes | {"activation": "clamped_swiglu"})
 
 
 def mixture(tokens: int, hidden: int, inter: int, policy: int = 0) -> Case:
@@ -42,7 +56,9 @@ def mixture(tokens: int, hidden: int, inter: int, policy: int = 0) -> Case:
 
 #: Tokens that choose: of MLEN 16 all logits take several rows.
 CHOICES = [Case("top_k", {"logits": (5, 32)}, {"policy": 0}), Case("top_k", {"logits": (3, 128)}, {"policy": 1})]
-CASES = [*CHOICES, network(2, 16, 16)]
+#: The experts of GPT-OSS, of which no size is a multiple of MLEN: tiles end in the weights of the next expert.
+RAGGED = network(2, 23, 20, biases=BIASES, activation="clamped_swiglu")
+CASES = [*CHOICES, network(2, 16, 16), RAGGED]
 TABLE = (*CASES, mixture(3, 32, 16))
 
 
@@ -61,6 +77,44 @@ def test_the_machine_is_the_rounded_reference(number: int) -> None:
 @pytest.mark.parametrize("number", range(len(TABLE)), ids=[case.id for case in TABLE])
 def test_the_rounded_reference_is_the_formula_without_roundings(number: int) -> None:
     check_formula(run("float32"), number)
+
+
+def mixed(x: np.ndarray, logits: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
+    """GPT-OSS's experts, expert by expert, in double precision."""
+    total = np.zeros(x.shape)
+    for token, row in enumerate(x):
+        best = np.argsort(-logits[token], kind="stable")[:4]
+        shares = np.exp(logits[token, best]) / np.exp(logits[token, best]).sum()
+        for expert, share in zip(best, shares, strict=True):
+            part = {name: value.reshape(32, -1, value.shape[1])[expert] for name, value in w.items()}
+            g, u = (row @ part[name] + part[f"{name}_bias"][0] for name in ("gate", "up"))
+            g, u = np.minimum(g, 7), np.clip(u, -7, 7)
+            y = ((u + 1) * g / (1 + np.exp(-1.702 * g))) @ part["down"] + part["down_bias"][0]
+            total[token] += share * y
+    return total
+
+
+def test_the_experts_of_gpt_oss_are_their_formula() -> None:
+    """Sums of 23 standard normal products: g and u are often beyond 7."""
+    together = Together((RAGGED,), machine(formats="float32"))
+    operands = {name: value.astype(np.float64) for name, value in RAGGED.operands().items()}
+    x, logits = operands.pop("x"), operands.pop("logits")
+    wanted = mixed(x, logits, operands)
+    for result in (together.rounded[0], together.exact[0]):
+        assert relative_l2(result, wanted) <= 1e-5
+    for name in ("up_bias", "down_bias"):
+        assert relative_l2(together.rounded[0], mixed(x, logits, operands | {name: operands[name] + 0.01})) > 1e-5
+    assert relative_l2(together.rounded[0], mixed(x, logits[::-1], operands)) > 1e-1
+
+
+def test_what_is_behind_the_last_expert_is_stored() -> None:
+    """Tiles of the last expert, and transfers of its bias, end inside what a tensor takes of HBM."""
+    case = network(2, 23, 20, biases=BIASES, hbm=True)
+    matrices = case.lowered(machine()).plan.matrices
+    for name, rows, first in (("gate", 32, 31 * 23), ("down", 32, 31 * 20), ("down_bias", 4, 31)):
+        assert matrices[name].tensor.shape[0] >= first + rows
+    # Sizes of whole tiles take no more than they need.
+    assert network(2, 16, 16).lowered(machine()).plan.matrices["gate"].tensor.shape == (512, 16)
 
 
 @cache
@@ -136,6 +190,10 @@ def only_traced(outputs: dict[str, jax.Array]) -> jax.Array:
     [
         network(2, 16, 32, activation="gelu"),
         network(3, 32, 16, policy=1, activation="relu"),
+        network(2, 40, 23, biases=BIASES, hbm=True, activation="clamped_swiglu"),
+        network(2, 7, 40, biases=("up_bias",), activation="gelu_tanh"),
+        network(3, 24, 20, policy=1, biases=("down_bias",), hbm=True),
+        routed_with_biases(),
         mixture(4, 144, 48),
         mixture(2, 16, 16, policy=1),
     ],
@@ -164,9 +222,11 @@ def test_the_default_machine() -> None:
             Case("top_k", {"logits": (257, 32)}, {"policy": 0}),
             "top_k: rows of logits .*: expected at most 256, .* got 257",
         ),
-        (network(2, 24, 16), "expert_ffn: columns of x: expected a multiple of MLEN 16, got 24"),
-        (network(2, 16, 20), "expert_ffn: columns of gate: expected a multiple of MLEN 16, got 20"),
-        (network(2, 16, 16, activation="exp"), "expert_ffn: activation: expected silu, gelu, relu, got 'exp'"),
+        (network(2, 16, 16, activation="exp"), "expert_ffn: activation: expected silu, .*, clamped_swiglu, got 'exp'"),
+        (
+            dataclasses.replace(RAGGED, shapes=RAGGED.shapes | {"up_bias": (32, 23)}),
+            r"expert_ffn: shape of up_bias \(up_bias\): expected \(32, 20\), got \(32, 23\)",
+        ),
         (
             dataclasses.replace(network(2, 16, 16), shapes=network(2, 16, 16).shapes | {"down": (16, 16)}),
             r"expert_ffn: shape of down \(down\): expected \(512, 16\), got \(16, 16\)",

@@ -17,7 +17,7 @@ import numpy as np
 from plena_jax.frontend.graph import Operation, TensorGraph
 from plena_jax.frontend.passes.matching import Sweep, alike, is_elementwise, pulled, swept
 from plena_jax.frontend.passes.registry import graph_pass
-from plena_jax.frontend.views import Value, View
+from plena_jax.frontend.views import View
 
 #: Operations that a region may have.
 MOST = 32

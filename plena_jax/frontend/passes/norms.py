@@ -27,7 +27,7 @@ DEEPEST = 4
 
 @graph_pass
 def norms(graph: TensorGraph) -> TensorGraph:
-    """``x * rsqrt(mean(x**2) + eps)`` becomes rms_norm, of x less its mean layer_norm; weights and biases go with them."""
+    """``x * rsqrt(mean(x**2) + eps)`` becomes rms_norm, of x less its mean layer_norm; with weights and biases."""
     return swept(graph, _root_mean_square, _centred, _weighted, _shifted)
 
 

@@ -121,9 +121,8 @@ def _halves(sweep: Sweep, operation: Operation) -> View | None:
             continue
         x1, x2, (c1, c2), (s1, s2) = found
         join = lambda a, b: concatenated([a, b], a.index.ndim - 1)
-        half = x1.shape[-1]
         result = sweep.add("rope", join(x1, x2), join(c1, c2), join(s1, s2))
-        first, second = result.moved(lambda i: i[..., :half]), result.moved(lambda i: i[..., half:])
+        first, second = (result.moved(lambda i, p=p: np.split(i, 2, -1)[p]) for p in range(2))  # type: ignore[misc]
         if operation.name == "sub":
             first, second = second, first
         sweep.replace(other.output, first)

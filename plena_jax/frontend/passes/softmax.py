@@ -12,7 +12,7 @@ from plena_jax.frontend.views import View
 
 @graph_pass
 def softmax(graph: TensorGraph) -> TensorGraph:
-    """``exp(x) / sum(exp(x))`` becomes softmax, whatever is subtracted from the rows; known factors become its scale."""
+    """``exp(x) / sum(exp(x))`` becomes softmax, whatever was taken off the rows; a known factor becomes its scale."""
     return swept(graph, _quotient, _logarithm, _shifted, _scaled)
 
 

@@ -47,6 +47,12 @@ def shape(config: MachineConfig, x: Tensor, w: Tensor, *, batch: int, transposed
     return x.shape[0], n
 
 
+def reads(config: MachineConfig, x: Tensor, w: Tensor, *, batch: int, transposed: bool) -> dict[str, int]:
+    """Whole tiles of the last matrix, wherever it begins."""
+    height = w.shape[0] // batch
+    return {"w": (batch - 1) * height + round_up(height, config.mlen)}
+
+
 def workspace(config: MachineConfig, x: Tensor, w: Tensor, *, batch: int, transposed: bool) -> Workspace:
     """One result, if its rows are not a multiple of BLEN: products write that many at once."""
     rows, n = x.shape[0] // batch, (w.shape[0] // batch if transposed else w.shape[1])
@@ -79,6 +85,7 @@ register(
         shape=shape,
         emit=emit,
         workspace=workspace,
+        reads=reads,
         places={"w": ("hbm",)},
         matrix=("w",),
         cost="batch times linear",

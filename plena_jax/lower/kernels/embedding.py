@@ -31,6 +31,11 @@ def shape(config: MachineConfig, table: Tensor, *, tokens: tuple[int, ...]) -> S
     return len(tokens), table.shape[1]
 
 
+def reads(config: MachineConfig, table: Tensor, *, tokens: tuple[int, ...]) -> dict[str, int]:
+    """Whole transfers from the last token on."""
+    return {"table": max(tokens) + config.hbm_v_prefetch_amount}
+
+
 def workspace(config: MachineConfig, table: Tensor, *, tokens: tuple[int, ...]) -> Workspace:
     """The rows of one transfer."""
     return Workspace(rows=config.hbm_v_prefetch_amount)
@@ -67,6 +72,7 @@ register(
         shape=shape,
         emit=emit,
         workspace=workspace,
+        reads=reads,
         places={"table": ("hbm",)},
         cost="tokens * (4 + 4 * blocks), about",
     )
