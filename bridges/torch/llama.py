@@ -8,7 +8,7 @@ from torch import nn
 from plena_jax.models.llama import LlamaShape, rope_tables
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.Module):  # type: ignore[misc, unused-ignore]
     """Root mean square norm with a learned scale."""
 
     def __init__(self, hidden: int, eps: float) -> None:
@@ -28,7 +28,7 @@ def rotate_half(x: torch.Tensor) -> torch.Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc, unused-ignore]
     """Grouped-query attention with rotary embedding; causal."""
 
     def __init__(self, shape: LlamaShape, tokens: int) -> None:
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         return self.o_proj(found.transpose(1, 2).reshape(batch, tokens, -1))
 
 
-class FeedForward(nn.Module):
+class FeedForward(nn.Module):  # type: ignore[misc, unused-ignore]
     """The gated network: SiLU on the gate."""
 
     def __init__(self, shape: LlamaShape) -> None:
@@ -67,7 +67,7 @@ class FeedForward(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(nn.Module):  # type: ignore[misc, unused-ignore]
     """One layer; its parameters have the names of checkpoints without ``model.layers.N.``."""
 
     def __init__(self, shape: LlamaShape, tokens: int) -> None:

@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
     """Register the subcommand."""
     text = (
         "Compile a JAX function or a PyTorch module, run it on the machine, and compare with its two goldens.\n\n"
-        "Arguments are made of normal random numbers (--seed). Exit status 1 if the machine leaves its golden result or "
-        "something has no lowering."
+        "Arguments are made of normal random numbers (--seed). Exit status 1 if the machine leaves its golden result,\n"
+        "or something has no lowering."
     )
     examples = [
         "plena compile model.py:layer --args 64x576 576x1536",

@@ -141,7 +141,8 @@ class CompiledProgram:
         known = [_numpy(part) for part in parts]
         kept = self._kept.get(name)
         if kept is None or not all(a is b or np.array_equal(a, b) for a, b in zip(kept[0], known, strict=True)):
-            copies = [part if part is base.constant else part.copy() for part, base in zip(known, staged.view.bases)]
+            pairs = zip(known, staged.view.bases, strict=True)
+            copies = [part if part is base.constant else part.copy() for part, base in pairs]
             self._kept[name] = kept = copies, staged.view.evaluate(known).astype(dtype)
         return kept[1]
 

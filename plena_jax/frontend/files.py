@@ -65,7 +65,7 @@ def save(compiled: CompiledProgram, folder: str | os.PathLike[str], arguments: S
         compiled.config.to_toml(work / "plena_settings.toml")
         manifest, arrays = _manifest(compiled, len(program) - len(compiled.program))
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        np.savez_compressed(work / "results.npz", **arrays)
+        np.savez_compressed(work / "results.npz", allow_pickle=False, **arrays)
         if target.exists():
             target.rmdir()
         work.rename(target)

@@ -49,7 +49,7 @@ def find(name: str) -> Kind:
 
 # -- element by element -----------------------------------------------------------------------------------------------
 
-for _name, _function in {
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "abs": jnp.abs,
     "erf": jax.lax.erf,
     "exp": jnp.exp,
@@ -81,7 +81,8 @@ for _name, _function in {
     "equal": lambda x, y: jnp.equal(x, y).astype(jnp.float32),
     "greater": lambda x, y: jnp.greater(x, y).astype(jnp.float32),
     "select": lambda mask, x, y: jnp.where(mask.astype(bool), x, y),
-}.items():
+}
+for _name, _function in _ELEMENTWISE.items():
     kind(_name, elementwise=True)(_function)
 
 # -- along axes -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -176,7 +177,7 @@ class Walk:
         if name not in RULES:
             raise Unsupported("the machine has no instructions for it, and there is no lowering")
         found = RULES[name](self, call, *operands)
-        return found if isinstance(found, list | tuple) else [found]
+        return [found] if isinstance(found, np.ndarray | View) else found
 
     def _problem(self, call: Call, operands: list[Entry], reason: str) -> None:
         shapes = ", ".join(f"{operand.dtype.name}{list(operand.shape)}" for operand in operands)
@@ -200,7 +201,7 @@ _CONTROL = {"while", "scan", "cond"}
 
 
 def _is_key(aval: Any) -> bool:
-    return jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+    return jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
 def _inner(params: dict[str, Any]) -> tuple[Any, Sequence[Any]] | None:

@@ -129,6 +129,10 @@ class View:
             return View(self.bases, index, self.dtype)
         return merged(self.bases, index, self.dtype)
 
+    def __getitem__(self, where: Any) -> View:
+        """As of NumPy arrays."""
+        return self.moved(lambda index: index[where])
+
     def reshape(self, *shape: int) -> View:
         """As ``numpy.reshape``."""
         return self.moved(lambda index: index.reshape(shape))

@@ -9,6 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+
+def _layer(h: Any, w: Any) -> Any:
+    return jnp.tanh(h @ w), h.sum()
+
+
 TRIANGLE = np.tril(np.ones((6, 6), bool))
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
@@ -49,8 +54,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "softmax over the middle": (lambda x: jax.nn.softmax(x, 1), ((2, 7, 3),)),
     "logsumexp": (lambda x: jax.nn.logsumexp(x, -1), ((4, 9),)),
     "norm of columns": (lambda x: x / jnp.sqrt((x * x).sum(0) + 1e-3), ((8, 5),)),
-    "layer norm": (lambda x, w, b: (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * w + b,
-                   ((4, 40), (40,), (40,))),
+    "layer norm": (
+        lambda x, w, b: (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * w + b,
+        ((4, 40), (40,), (40,)),
+    ),
     "statistics": (lambda x: (x.mean(), x.max(1), x.min((0, 1)), x.std(0)), ((4, 9),)),
     "largest of rows": (lambda x: jnp.argmax(x, -1), ((5, 13),)),
     "running sums": (lambda x: jnp.cumsum(x, 1), ((3, 20),)),
@@ -58,7 +65,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "logarithms": (lambda x: jnp.log(jnp.abs(x) + 0.1) - jnp.log1p(x * x), ((3, 8),)),
     "error function": (lambda x: jax.lax.erf(x), ((3, 8),)),
     "a loop": (lambda x, w: jax.lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ w) + i, x), ((3, 8), (8, 8))),
-    "a scan over layers": (lambda x, w: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), h.sum()), x, w), ((3, 8), (3, 8, 8))),
+    "a scan over layers": (lambda x, w: jax.lax.scan(_layer, x, w), ((3, 8), (3, 8, 8))),
     "a branch that is known": (lambda x: jax.lax.cond(True, jnp.tanh, jnp.exp, x), ((3, 8),)),
     "convolution": (lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME"), ((1, 2, 6, 6), (3, 2, 3, 3))),
     "convolution with strides, of a computed image": (

@@ -42,10 +42,8 @@ def reduce_prod(walk: Walk, call: Call, x: Entry) -> Entry:
     parts = view.transpose((*axes, *kept)).reshape(count, *call.shape)
     while parts.shape[0] > 1:
         half = parts.shape[0] // 2
-        product = walk.elementwise(
-            "mul", parts.moved(lambda i, h=half: i[:h]), parts.moved(lambda i, h=half: i[h : 2 * h])
-        )
-        rest = parts.moved(lambda i, h=half: i[2 * h :])
+        product = walk.elementwise("mul", parts[:half], parts[half : 2 * half])
+        rest = parts[2 * half :]
         parts = concatenated([product, rest], 0) if rest.size else product
     return parts.reshape(*call.shape)
 
@@ -87,7 +85,7 @@ def top_k(walk: Walk, call: Call, x: Entry) -> list[Entry]:
         places.append(walk.add("argmax", rest, shape=kept[:-1], dtype=call.dtypes[1]).reshape(*kept))
         if turn < k - 1:
             at = walk.elementwise("equal", places[-1], lanes, dtype=bool)
-            rest = walk.elementwise("select", at, np.float32(-np.inf), rest)
+            rest = walk.elementwise("select", at, np.asarray(-np.inf, np.float32), rest)
     return [concatenated(values, len(kept) - 1), concatenated(places, len(kept) - 1)]
 
 
@@ -141,4 +139,4 @@ def convolution(walk: Walk, call: Call, x: Entry, w: Entry) -> Entry:
         dilation=pair(p["rhs_dilation"], 1),
         groups=p["feature_group_count"],
     )
-    return found.reshape(*out).transpose(np.argsort(numbers.out_spec))
+    return found.reshape(*out).transpose([int(axis) for axis in np.argsort(numbers.out_spec)])

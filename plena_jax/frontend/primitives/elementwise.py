@@ -11,7 +11,7 @@ from plena_jax.frontend.tracing import Call, Entry, Unsupported, Walk, primitive
 from plena_jax.frontend.views import View
 
 #: The largest finite number of BF16.
-LARGEST = np.float32(3.3895314e38)
+LARGEST = np.asarray(3.3895314e38, np.float32)
 #: Primitives that are kinds of operations, by name.
 _SAME = {
     "abs": "abs",
@@ -33,6 +33,10 @@ _SAME = {
     "max": "maximum",
     "min": "minimum",
 }
+
+
+def _number(x: float) -> np.ndarray:
+    return np.asarray(x, np.float32)
 
 
 def _same(kind: str, walk: Walk, call: Call, *operands: Entry) -> Entry:
@@ -74,20 +78,20 @@ def div(walk: Walk, call: Call, x: Entry, y: Entry) -> Entry:
 @primitive("exp2")
 def exp2(walk: Walk, call: Call, x: Entry) -> Entry:
     """By the exponential."""
-    return walk.elementwise("exp", walk.elementwise("mul", x, np.float32(math.log(2))))
+    return walk.elementwise("exp", walk.elementwise("mul", x, _number(math.log(2))))
 
 
 @primitive("cbrt")
 def cbrt(walk: Walk, call: Call, x: Entry) -> Entry:
     """By logarithm and exponential of the magnitude."""
-    root = _power_of(walk, walk.elementwise("abs", x), np.float32(1 / 3))
+    root = _power_of(walk, walk.elementwise("abs", x), _number(1 / 3))
     return walk.elementwise("mul", walk.elementwise("sign", x), root)
 
 
 @primitive("erfc")
 def erfc(walk: Walk, call: Call, x: Entry) -> Entry:
     """``1 - erf(x)``."""
-    return walk.elementwise("sub", np.float32(1), walk.elementwise("erf", x))
+    return walk.elementwise("sub", _number(1), walk.elementwise("erf", x))
 
 
 @primitive("integer_pow")
@@ -196,7 +200,7 @@ def convert(walk: Walk, call: Call, x: Entry) -> Entry:
     if view.dtype.kind in "iu" and dtype.kind in "iu":
         return View(view.bases, view.index, dtype)
     if dtype.kind == "b":
-        return walk.elementwise("not", walk.elementwise("equal", view, np.float32(0), dtype=bool), dtype=bool)
+        return walk.elementwise("not", walk.elementwise("equal", view, _number(0), dtype=bool), dtype=bool)
     raise Unsupported(f"numbers that depend on data made into {dtype.name}: the machine does not round to integers")
 
 

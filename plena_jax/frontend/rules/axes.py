@@ -47,7 +47,7 @@ def _by_parts(over_rows: str, lowering: Lowering, view: View, axes: tuple[int, .
     outer = int(np.prod(view.shape[:first], dtype=int))
     inner = int(np.prod(view.shape[last + 1 :], dtype=int))
     parts = view.reshape(outer, -1, inner)
-    pieces = [parts.moved(lambda index, i=i: index[i]) for i in range(outer)]
+    pieces = [parts[i] for i in range(outer)]
     if outer == 1 or not all(lowering.is_free(piece) for piece in pieces):
         return None
     rows = [lowering.g.apply(over_rows, lowering.vram(piece)) for piece in pieces]

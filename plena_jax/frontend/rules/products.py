@@ -40,9 +40,7 @@ def _batched(lowering: Lowering, x: View, y: View, bias: list[Tensor]) -> Tensor
     n = y.shape[1]
     rows = x.reshape(batch * m, k)
     if not lowering.is_given(y):
-        parts = [
-            _linear(lowering, x.moved(lambda i, b=b: i[b]), y.moved(lambda i, b=b: i[b]), bias) for b in range(batch)
-        ]
+        parts = [_linear(lowering, x[b], y[b], bias) for b in range(batch)]
         return stacked(lowering, parts)
     w = lowering.matrix_unit(y.transpose((0, 2, 1)).reshape(batch * k, n))
     product = lowering.g.batched_matmul(lowering.vram(rows), w, batch=batch)
@@ -60,7 +58,7 @@ def _in_vram(lowering: Lowering, tensor: Tensor) -> Tensor:
 def conv2d(lowering: Lowering, operation: Operation) -> Held:
     """Image by image: patches made on the machine where its kernel can, else as views; then products with patches."""
     x, w = operation.inputs
-    parts = [_one_image(lowering, x.moved(lambda i, b=b: i[b]), w, operation) for b in range(x.shape[0])]
+    parts = [_one_image(lowering, x[b], w, operation) for b in range(x.shape[0])]
     images, channels, height, width = operation.output.shape
     found = parts[0] if len(parts) == 1 else stacked(lowering, parts)
     # The machine's rows are pixels.
@@ -98,8 +96,8 @@ def _one_image(lowering: Lowering, image: View, w: View, operation: Operation) -
     taken = channels // groups
     parts = []
     for group in range(groups):
-        own = patches.moved(lambda i, g=group: i[:, g * taken : (g + 1) * taken]).reshape(patches.shape[0], -1)
-        weights = w.moved(lambda i, g=group: i[g * out : (g + 1) * out]).reshape(out, -1)
+        own = patches[:, group * taken : (group + 1) * taken].reshape(patches.shape[0], -1)
+        weights = w[group * out : (group + 1) * out].reshape(out, -1)
         parts.append(_linear(lowering, own, weights, []))
     return parts[0] if groups == 1 else _side_by_side(lowering, parts)
 
