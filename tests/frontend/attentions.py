@@ -90,6 +90,20 @@ def _sinks(q: Any, k: Any, v: Any, sinks: Any) -> Any:
     return jax.nn.softmax(logits - logits.max(-1, keepdims=True), -1)[..., :-1] @ v
 
 
+def _gpt2(q: Any, k: Any, v: Any) -> Any:
+    ones = np.float32(BEFORE)
+    return plain(q, k, v, lambda scores: scores * ones - 1e4 * (1 - ones))
+
+
+def _erased_only(q: Any, k: Any, v: Any) -> Any:
+    return plain(q, k, v, lambda scores: scores * np.float32(BEFORE))
+
+
+def _cache(q: Any, k: Any, v: Any, new: Any) -> Any:
+    k, v = (jax.lax.dynamic_update_slice(old, new, (0, 0, 3, 0)) for old in (k, v))
+    return under(np.arange(TIME) < 4)(q[:, :, :1], _repeat(k), _repeat(v)), k, v
+
+
 _CAUSAL = {"causal": True, "window": None, "offset": 0, "keys": None}
 _OPEN = {"causal": False, "window": None, "keys": None}
 _SLOPE = -np.abs(_ROW - _COLUMN)
@@ -98,6 +112,7 @@ _SLOPE = -np.abs(_ROW - _COLUMN)
 MATCHED: dict[str, tuple[Any, ...]] = {
     "heads": (1, _OPEN | {"scale": SIZE**-0.5}, plain, *QKV),
     "causal": (1, _CAUSAL | {"scale": SIZE**-0.5}, under(BEFORE), *QKV),
+    "one key later": (1, _CAUSAL | {"offset": 1}, under(np.tril(np.ones((TIME, TIME), bool), 1)), *QKV),
     "repeated": (1, _CAUSAL, lambda q, k, v: under(BEFORE)(q, _repeat(k), _repeat(v)), *GROUPED),
     "grouped": (1, _CAUSAL, _grouped, *GROUPED),
     "time first": (1, _CAUSAL, _time_first, *GROUPED),
@@ -117,6 +132,16 @@ MATCHED: dict[str, tuple[Any, ...]] = {
     "padding and causal": (2, _CAUSAL, _padded_causal, *QKV, PADDING),
     "padding added": (2, _CAUSAL, _padding_added, *QKV, PADDING),
     "padding times a number": (2, _OPEN, _padding_times, *QKV, PADDING),
+    "gpt2": (1, _CAUSAL | {"scale": SIZE**-0.5}, _gpt2, *QKV),
+    "cache": (1, _OPEN | {"keys": 4}, _cache, *GROUPED, random(BATCH, GROUPS, 1, SIZE)),
+    "tiled": (1, _OPEN, lambda q, k, v: plain(q, jnp.tile(k, (1, 2, 1, 1)), jnp.tile(v, (1, 2, 1, 1))), *GROUPED),
+    "bias of a head": (
+        HEADS,
+        _OPEN,
+        lambda q, k, v, b: plain(q, k, v, lambda s: s + b),
+        *QKV,
+        random(HEADS, TIME, TIME),
+    ),
     "sinks": (1, _CAUSAL, _sinks, *QKV, SINKS),
 }
 
@@ -135,6 +160,7 @@ ALIKE: dict[str, tuple[Any, ...]] = {
     "shares are used too": (_shares_used, *QKV),
     "scores are bent": (lambda q, k, v: plain(q, k, v, jnp.tanh), *QKV),
     "rows that see nothing": (under(np.tril(np.ones((TIME, TIME), bool), -1)), *QKV),
+    "scores made zero": (_erased_only, *QKV),
     "mask with zeros": (under(BEFORE, 0.0), *QKV),
     "shares of queries": (lambda q, k, v: jax.nn.softmax(q @ k.swapaxes(-1, -2), -2) @ v, *QKV),
     "keys are cut": (lambda q, k, v: jax.nn.softmax(q @ k.swapaxes(-1, -2))[..., :3] @ v[:, :, :3], *QKV),

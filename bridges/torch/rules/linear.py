@@ -18,7 +18,15 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return y if bias is None else y + bias
 
 
-rule(*(f"aten.{name}.default" for name in ("mm", "bmm", "matmul", "mv", "dot")))(jnp.matmul)
+@rule(*(f"aten.{name}.default" for name in ("mm", "bmm", "matmul", "mv", "dot")))
+def matmul(a: Array, b: Array) -> Array:
+    """a b, for each of the leading dimensions."""
+    if a.ndim == b.ndim > 2 and a.shape[:-2] == b.shape[:-2]:
+        # jnp.matmul takes leading dimensions of size 1 out and puts them back.
+        return jnp.einsum("...qk,...kd->...qd", a, b)
+    return jnp.matmul(a, b)
+
+
 rule("aten.outer.default")(jnp.outer)
 
 
@@ -30,7 +38,7 @@ def _sum(x: Any, product: Any, beta: float, alpha: float) -> Array:
 @rule("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
 def addmm(x: Array, a: Array, b: Array, *, beta: float = 1, alpha: float = 1) -> Array:
     """beta x + alpha a b."""
-    return _sum(x, jnp.matmul(a, b), beta, alpha)
+    return _sum(x, matmul(a, b), beta, alpha)
 
 
 @rule("plena.affine.default")

@@ -30,6 +30,7 @@ class Masks:
         scale: of the product.
         seen: which keys are seen, as far as that is known.
         added: known numbers.
+        erased: which scores were made zero.
         conditions: computed booleans, and whether a key is seen where they are true.
         computed: computed numbers that are added, and their factors.
         region: the operations.
@@ -39,6 +40,7 @@ class Masks:
     scale: float
     seen: np.ndarray
     added: np.ndarray
+    erased: np.ndarray
     conditions: list[tuple[View, bool]] = field(default_factory=list)
     computed: list[tuple[View, float]] = field(default_factory=list)
     region: list[Operation] = field(default_factory=list)
@@ -51,13 +53,16 @@ class Masks:
 
 def masks_of(sweep: Sweep, logits: View, scale: float) -> Masks | None:
     """Scores below masks and factors, or None if there is anything else."""
-    found = Masks(logits, scale, np.ones(logits.shape, bool), np.zeros(logits.shape, np.float32))
+    none = np.zeros(logits.shape, np.float32)
+    found = Masks(logits, scale, np.ones(logits.shape, bool), none, none > 0)
     while not sweep.producer(found.scores, "dot"):
         if not _peeled(sweep, found):
             return None
     hides = found.added <= HIDES
     found.seen, found.added = found.seen & ~hides, np.where(hides, np.float32(0), found.added)
-    return found if found.seen.any(-1).all() and np.isfinite(found.added).all() else None
+    if (found.erased & found.seen).any() or not np.isfinite(found.added).all():
+        return None
+    return found if found.seen.any(-1).all() else None
 
 
 def _peeled(sweep: Sweep, masks: Masks) -> bool:
@@ -70,7 +75,7 @@ def _peeled(sweep: Sweep, masks: Masks) -> bool:
     if operation.name == "mul":
         known = with_number(operands)
         if known is None:
-            return False
+            return _erased(masks, *operands)
         masks.scores, masks.scale = known[0], masks.scale * known[1]
         return True
     if operation.name == "select":
@@ -87,6 +92,16 @@ def _peeled(sweep: Sweep, masks: Masks) -> bool:
         return False
     masks.scores = operands[0]
     return _added(sweep, masks, operands[1], masks.scale if operation.name == "add" else -masks.scale)
+
+
+def _erased(masks: Masks, scores: View, kept: View) -> bool:
+    """Scores times a known mask of ones and zeros: what else hides keys must hide those with zeros."""
+    known = kept.constant
+    if known is None or not np.isin(known, (0, 1)).all():
+        return False
+    masks.scores = scores
+    masks.erased = masks.erased | (known == 0)
+    return True
 
 
 def is_score(sweep: Sweep, view: View) -> bool:

@@ -69,6 +69,12 @@ def stack(walk: Walk, call: Call, *operands: Entry) -> View:
     return joined([walk.view(o) for o in operands], lambda positions: np.stack(positions, axis))
 
 
+@primitive("tile")
+def tile(walk: Walk, call: Call, x: Entry) -> View:
+    """Copies side by side."""
+    return walk.view(x).moved(lambda index: np.tile(index, call.params["reps"]))
+
+
 @primitive("split")
 def split(walk: Walk, call: Call, x: Entry) -> list[Entry]:
     """Parts along an axis."""
