@@ -9,6 +9,7 @@ import numpy as np
 from plena_jax.frontend.graph import Operation
 from plena_jax.frontend.lowering import Held, Lowering, lowers, without_infinity
 from plena_jax.frontend.views import View
+from plena_jax.lower.rearrangement import Source
 from plena_jax.lower.tensors import Tensor
 
 
@@ -56,8 +57,6 @@ def _by_parts(over_rows: str, lowering: Lowering, view: View, axes: tuple[int, .
 
 def stacked(lowering: Lowering, parts: list[Tensor]) -> Tensor:
     """Matrices of the same columns, one below the other."""
-    from plena_jax.lower.rearrangement import Source
-
     rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
     result: Tensor | None = None
     start = 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from plena_jax.frontend.graph import Operation
-from plena_jax.frontend.lowering import Held, Lowering, lowers
+from plena_jax.frontend.lowering import Held, Lowering, lowers, without_infinity
 from plena_jax.frontend.rules.axes import stacked
 from plena_jax.frontend.views import ZERO, View
+from plena_jax.lower.rearrangement import Source
 from plena_jax.lower.tensors import Tensor
 
 
@@ -122,8 +123,6 @@ def _patches(
 
 
 def _side_by_side(lowering: Lowering, parts: list[Tensor]) -> Tensor:
-    from plena_jax.lower.rearrangement import Source
-
     rows, columns = parts[0].shape[0], sum(part.shape[1] for part in parts)
     result: Tensor | None = None
     start = 0
@@ -141,18 +140,56 @@ def _side_by_side(lowering: Lowering, parts: list[Tensor]) -> Tensor:
 
 @lowers("attention")
 def attention(lowering: Lowering, operation: Operation) -> Held:
-    """Heads side by side; keys and values are stored in HBM if they are computed."""
+    """Heads side by side; keys and values are stored in HBM if they are computed.
+
+    Heads of several sequences are in one operation: those of one at a time, if that is how they lie.
+    """
     q, k, v, *more = operation.inputs
-    a = operation.attributes
     heads, queries, size = q.shape
-    side = lambda view: view.transpose((1, 0, 2)).reshape(view.shape[1], -1)
-    mask = lowering.vram(more[0]) if more and a.get("masked", True) else None
-    found = lowering.g.attention(
-        lowering.vram(side(q)),
-        lowering.matrix_unit(side(k), "kv"),
-        lowering.matrix_unit(side(v), "kv"),
+    parts = _sequences(lowering, q, k)
+    each, of_keys = heads // parts, k.shape[0] // parts
+    mask = lowering.vram(without_infinity(more[0])) if more else None
+    found = []
+    for part in range(parts):
+        own, others = slice(part * each, (part + 1) * each), slice(part * of_keys, (part + 1) * of_keys)
+        sinks = lowering.vram(more[1][own].reshape(1, each)) if len(more) > 1 else None
+        found.append(_attend(lowering, operation, q[own], k[others], v[others], mask, sinks))
+    order = np.arange(q.size, dtype=np.int32).reshape(parts, each, queries, size).transpose(0, 2, 1, 3)
+    return lowering.holding(stacked(lowering, found) if parts > 1 else found[0], order.reshape(-1, each * size))
+
+
+def _side_by_side_heads(view: View) -> View:
+    return view.transpose((1, 0, 2)).reshape(view.shape[1], -1)
+
+
+def _sequences(lowering: Lowering, q: View, k: View) -> int:
+    """Into how many parts heads fall so that the queries of each are free."""
+    heads = k.shape[0]
+    for parts in (n for n in range(1, heads + 1) if heads % n == 0):
+        each = q.shape[0] // parts
+        rows = [_side_by_side_heads(q[i * each : (i + 1) * each]) for i in range(parts)]
+        if all(lowering.is_free(part) for part in rows):
+            return parts
+    return 1
+
+
+def _attend(
+    lowering: Lowering,
+    operation: Operation,
+    q: View,
+    k: View,
+    v: View,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    a = operation.attributes
+    return lowering.g.attention(
+        lowering.vram(_side_by_side_heads(q)),
+        lowering.matrix_unit(_side_by_side_heads(k), "kv"),
+        lowering.matrix_unit(_side_by_side_heads(v), "kv"),
         mask,
-        heads=heads,
+        sinks,
+        heads=q.shape[0],
         kv_heads=k.shape[0],
         scale=a["scale"],
         causal=a["causal"],
@@ -160,5 +197,3 @@ def attention(lowering: Lowering, operation: Operation) -> Held:
         query_offset=a["offset"],
         kv_length=a["keys"],
     )
-    order = np.arange(q.size, dtype=np.int32).reshape(heads, queries, size).transpose(1, 0, 2)
-    return lowering.holding(found, order.reshape(queries, -1))
