@@ -93,9 +93,7 @@ class JaxModule:
             ArgumentError: they are nested in another way than the module was exported for.
         """
         expected = self._trees[0]
-        # The method is new in torch 2.13.
-        parts = expected.children() if hasattr(expected, "children") else expected.children_specs
-        order = list(parts[1].context)
+        order = list(expected.children()[1].context)
         if sorted(order) == sorted(keywords):
             keywords = {name: keywords[name] for name in order}
         leaves, found = pytree.tree_flatten((inputs, keywords))
