@@ -93,7 +93,7 @@ class JaxModule:
             ArgumentError: they are nested in another way than the module was exported for.
         """
         expected = self._trees[0]
-        order = list(expected.children()[1].context) if hasattr(expected, "children") else list(keywords)
+        order = list(expected.children()[1].context)
         if sorted(order) == sorted(keywords):
             keywords = {name: keywords[name] for name in order}
         leaves, found = pytree.tree_flatten((inputs, keywords))
