@@ -151,7 +151,8 @@ def expert_ffn_workspace(
     """Values of the activation, logits of a token, two rows of inter and one of hidden columns; weights in FP SRAM."""
     rows = _activation(activation).scratch + logit_rows(config, logits.shape[1])
     rows += 2 * (gate.shape[1] // config.mlen) + x.shape[1] // config.mlen
-    return Workspace(rows=rows, fp=TOPK_POLICIES[policy][1])
+    count = TOPK_POLICIES[policy][1]
+    return Workspace(rows=rows, fp=count, integers=logits.shape[0] * count)
 
 
 def expert_ffn_emit(
