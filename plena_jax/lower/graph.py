@@ -11,7 +11,7 @@ from typing import Any
 
 from plena_jax.config import MachineConfig
 from plena_jax.lower.operators import Operator, find
-from plena_jax.lower.tensors import OperatorError, Place, Role, Shape, Tensor
+from plena_jax.lower.tensors import SCALARS, OperatorError, Place, Role, Shape, Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class Graph:
 
         Raises:
             OperatorError: a name that is taken, a shape that is not two positive sizes, a role outside HBM, several
-                rows in FP SRAM.
+                rows in FP SRAM or INT SRAM.
         """
         if name in self._names:
             raise OperatorError(f"input {name}: the graph has a tensor of that name")
@@ -101,8 +101,8 @@ class Graph:
             or any(not isinstance(size, int) or size < 1 for size in shape)
         ):
             raise OperatorError(f"input {name}: shape {shape}; expected two positive sizes")
-        if place == "fp_sram" and shape[0] != 1:
-            raise OperatorError(f"input {name}: {shape[0]} rows in fp_sram; expected one")
+        if place in SCALARS and shape[0] != 1:
+            raise OperatorError(f"input {name}: {shape[0]} rows in {place}; expected one")
         if role is not None and place != "hbm":
             raise OperatorError(f"input {name}: role {role} in {place}; only tensors in hbm have one")
         self._names.add(name)
@@ -179,7 +179,7 @@ class Graph:
     def _check_view(self, what: str, tensor: Tensor) -> None:
         """Columns of a view are whole blocks: what is behind them must be zero."""
         first, stop, lanes = tensor.start[1], tensor.start[1] + tensor.shape[1], self.config.mlen
-        if tensor.place != "fp_sram" and (first % lanes or (stop % lanes and stop != tensor.root.shape[1])):
+        if tensor.place not in SCALARS and (first % lanes or (stop % lanes and stop != tensor.root.shape[1])):
             raise OperatorError(
                 f"{what} ({tensor.name}): expected columns from a multiple of {lanes} to one or to the end, got "
                 f"{first} to {stop}"

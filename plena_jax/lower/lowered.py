@@ -84,10 +84,11 @@ class Lowered:
         """The machine before the run, on the values face of HBM; can be traced.
 
         Args:
-            inputs: float32 [rows, columns] of each input of the graph, by name.
+            inputs: float32 [rows, columns] of each input of the graph, by name; integers for INT SRAM.
 
         Raises:
-            OperatorError: an input that is missing, unknown or of another shape.
+            OperatorError: an input that is missing, unknown or of another shape; integers that are known, and beyond
+                what an operator takes.
         """
         arrays = self._checked(inputs)
         config, cells = self.config, {}
@@ -97,6 +98,7 @@ class Lowered:
         fp_sram = np.zeros(SRAM_ENTRIES, np.float32)
         fp_sram[list(self.fp_constants)] = list(self.fp_constants.values())
         entries: list[tuple[int, Array]] = []
+        integers: list[tuple[int, Array]] = []
         for tensor in self.graph.inputs:
             if tensor.place == "hbm":
                 where = self.plan.matrices[tensor.name].tensor
@@ -104,6 +106,8 @@ class Lowered:
             elif tensor.place == "fp_sram":
                 values = rounding.scalar(jnp.asarray(arrays[tensor.name][0]), config, None, False)
                 entries.append((self.plan.entries[tensor.name].first, values))
+            elif tensor.place == "int_sram":
+                integers.append((self.plan.entries[tensor.name].first, arrays[tensor.name][0].astype(np.uint32)))
             else:
                 place = self.plan.rows[tensor.name]
                 rows.append((place.at() // place.lanes, _in_blocks(self._in_vram(arrays[tensor.name]), place)))
@@ -114,6 +118,9 @@ class Lowered:
         scalars = state.fp_sram
         for first, values in entries:
             scalars = scalars.at[first : first + values.size].set(values)
+        numbers = state.int_sram
+        for first, values in integers:
+            numbers = numbers.at[first : first + values.size].set(values)
         xp: Any = jnp if any(isinstance(x, jax.Array) for x in arrays.values()) else np
         vram = xp.zeros((self.vram_rows, config.mlen), np.float32)
         for first, values in rows:
@@ -121,7 +128,9 @@ class Lowered:
                 vram[first : first + len(values)] = values
             else:
                 vram = vram.at[first : first + len(values)].set(values)
-        return state.replace(vram=jnp.asarray(vram), hbm=hbm.place(config, cells, size), fp_sram=scalars)
+        return state.replace(
+            vram=jnp.asarray(vram), hbm=hbm.place(config, cells, size), fp_sram=scalars, int_sram=numbers
+        )
 
     def _in_vram(self, x: Array) -> Array:
         """As vector SRAM holds it."""
@@ -137,6 +146,8 @@ class Lowered:
         """A tensor, or a view of one, in a final state; of one that is no output whatever is there by then."""
         where = self.plan.located(tensor)
         if isinstance(where, Entries):
+            if tensor.place == "int_sram":
+                return final.int_sram[None, where.first : where.first + where.shape[1]].astype(jnp.int32)
             return final.fp_sram[None, where.first : where.first + where.shape[1]]
         if not isinstance(where, Rows):
             matrix = hbm.read(self.config, _eager(final.hbm), where.tensor)
@@ -187,6 +198,8 @@ class Lowered:
                 values[tensor] = r.staged(x, tensor.role)
             elif tensor.place == "fp_sram":
                 values[tensor] = r.scalar(x)
+            elif tensor.place == "int_sram":
+                values[tensor] = x
             else:
                 values[tensor] = r.vector(x)
         return values
@@ -212,11 +225,27 @@ class Lowered:
                 raise OperatorError(
                     f"input {tensor.name}: expected {tensor.shape}, got {jnp.shape(inputs[tensor.name])}"
                 )
-        arrays = {name: inputs[name] for name in names}
-        if any(isinstance(x, jax.core.Tracer) for x in arrays.values()):
-            return {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
         # Known numbers stay in NumPy: every operation of jax on a new shape would be compiled.
-        return {name: np.asarray(x, np.float32) for name, x in arrays.items()}
+        xp: Any = jnp if any(isinstance(x, jax.core.Tracer) for x in inputs.values()) else np
+        integers = self._checked_integers(inputs)
+        return {name: xp.asarray(inputs[name], np.int32 if name in integers else np.float32) for name in names}
+
+    def _checked_integers(self, inputs: Mapping[str, Any]) -> set[str]:
+        """The names of inputs in INT SRAM; those that are known are integers that all operators take."""
+        bounds = {t: 1 << 31 for t in self.graph.inputs if t.place == "int_sram"}
+        for node in self.graph.nodes if bounds else ():
+            found = node.operator.bounds(self.config, *node.inputs, **node.attributes)
+            for parameter, tensor in zip(node.operator.tensors, node.inputs, strict=True):
+                if tensor is not None and parameter in found and tensor.root in bounds:
+                    bounds[tensor.root] = min(bounds[tensor.root], found[parameter])
+        for tensor, bound in bounds.items():
+            if isinstance(inputs[tensor.name], jax.core.Tracer):
+                continue
+            numbers = np.asarray(inputs[tensor.name])
+            wrong = numbers[(numbers != np.floor(numbers)) | (numbers < 0) | (numbers >= bound)]
+            if wrong.size:
+                raise OperatorError(f"input {tensor.name}: expected integers from 0 to {bound - 1}, got {wrong[0]}")
+        return {tensor.name for tensor in bounds}
 
 
 def lower(graph: Graph, spill: bool = True) -> Lowered:

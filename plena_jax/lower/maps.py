@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 def memories(plan: Plan) -> list[tuple[str, str, int, tuple[Allocation, ...]]]:
     """Name, unit, size and allocations of each memory."""
     config = plan.config
+    integers = [("INT SRAM", "entries", SRAM_ENTRIES, plan.int_sram)] if plan.int_sram else []
     return [
         ("VRAM", "rows", config.vector_sram_size, plan.vram),
         ("HBM", "bytes", config.hbm_size, plan.hbm),
         ("FP SRAM", "entries", SRAM_ENTRIES, plan.fp_sram),
+        *integers,
     ]
 
 

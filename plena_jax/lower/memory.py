@@ -9,6 +9,7 @@ from plena_jax.isa.instruction import SRAM_ENTRIES
 from plena_jax.lower.graph import Graph, Node
 from plena_jax.lower.operators import Workspace
 from plena_jax.lower.tensors import (
+    SCALARS,
     CapacityError,
     Entries,
     Matrix,
@@ -92,10 +93,10 @@ class Plan:
 
     Attributes:
         config: the machine.
-        vram, hbm, fp_sram: what is where, when.
+        vram, hbm, fp_sram, int_sram: what is where, when.
         rows: of tensors in VRAM, by name.
         matrices: of tensors in HBM, by name.
-        entries: of tensors in FP SRAM, by name.
+        entries: of tensors in FP SRAM and INT SRAM, by name.
         workspace: first VRAM row and first FP SRAM entry of each node's workspace, by node.
         hbm_bytes: up to the last tensor.
     """
@@ -104,6 +105,7 @@ class Plan:
     vram: tuple[Allocation, ...]
     hbm: tuple[Allocation, ...]
     fp_sram: tuple[Allocation, ...]
+    int_sram: tuple[Allocation, ...]
     rows: dict[str, Rows]
     matrices: dict[str, Matrix]
     entries: dict[str, Entries]
@@ -114,13 +116,13 @@ class Plan:
         """Where a tensor, or a view of one, is.
 
         Raises:
-            OperatorError: a view of columns in FP SRAM, behind which there are no zeros.
+            OperatorError: a view in FP SRAM, behind which there are no zeros, or in INT SRAM.
         """
         row, column = tensor.start
-        if tensor.place == "fp_sram":
+        if tensor.place in SCALARS:
             entries = self.entries[tensor.root.name]
             if tensor.shape != entries.shape:
-                raise OperatorError(f"{tensor.name}: a view in fp_sram; expected all {entries.shape[1]} columns")
+                raise OperatorError(f"{tensor.name}: a view in {tensor.place}; expected all {entries.shape[1]} columns")
             return entries
         if tensor.place == "hbm":
             matrix = self.matrices[tensor.root.name]
@@ -172,10 +174,11 @@ class _Planner:
         self.hbm: list[Allocation] = []
         self.matrices: dict[str, Matrix] = {}
         self.entries: dict[str, Entries] = {}
-        #: FP SRAM below this entry is free for constants and workspace.
-        self.fp_end = SRAM_ENTRIES
+        #: FP SRAM below this entry is free for constants and workspace, INT SRAM below this for workspace.
+        self.fp_end = self.int_end = SRAM_ENTRIES
         self.address = 0
         self.fp: list[Allocation] = []
+        self.integers: list[Allocation] = []
         self.rows: dict[str, Rows] = {}
         self.workspace: dict[str, tuple[int, int]] = {}
 
@@ -194,6 +197,7 @@ class _Planner:
             tuple(self.found),
             tuple(self.hbm),
             tuple(self.fp),
+            tuple(self.integers),
             self.rows,
             self.matrices,
             self.entries,
@@ -238,6 +242,12 @@ class _Planner:
                     f"FP SRAM: {node.name} needs {needed.fp:,} entries; {self.fp_end:,} are free", "FP SRAM"
                 )
             self.fp.append(Allocation(f"workspace of {node.name}", fp, needed.fp, number, number))
+        if needed.integers > self.int_end:
+            raise CapacityError(
+                f"INT SRAM: {node.name} needs {needed.integers:,} entries; {self.int_end:,} are free", "INT SRAM"
+            )
+        if needed.integers:
+            self.integers.append(Allocation(f"workspace of {node.name}", 0, needed.integers, number, number))
         self.workspace[node.name] = first, fp
         if needed.rows:
             self.pool.give(f"workspace of {node.name}")
@@ -266,6 +276,9 @@ class _Planner:
         if tensor.place == "fp_sram":
             self._take_fp_sram(tensor, number)
             return
+        if tensor.place == "int_sram":
+            self._take_int_sram(tensor, number)
+            return
         self._locate(tensor, self.pool.take(tensor.name, vram_rows(self.config, tensor.shape)), number)
 
     def _take_fp_sram(self, tensor: Tensor, number: int) -> None:
@@ -279,6 +292,18 @@ class _Planner:
             )
         self.entries[tensor.name] = Entries(tensor.name, self.fp_end, tensor.shape)
         self.fp.append(Allocation(tensor.name, self.fp_end, size, number, len(self.graph.nodes)))
+
+    def _take_int_sram(self, tensor: Tensor, number: int) -> None:
+        """From the end; not used again."""
+        size = tensor.shape[1]
+        self.int_end -= size
+        if self.int_end < 0:
+            raise CapacityError(
+                f"INT SRAM: {tensor.name} needs {size:,} entries; {self.int_end + size:,} of {SRAM_ENTRIES:,} are free",
+                "INT SRAM",
+            )
+        self.entries[tensor.name] = Entries(tensor.name, self.int_end, tensor.shape)
+        self.integers.append(Allocation(tensor.name, self.int_end, size, number, len(self.graph.nodes)))
 
     def _locate(self, tensor: Tensor, start: int, number: int) -> None:
         lanes = self.config.mlen

@@ -20,10 +20,12 @@ class Workspace:
     Attributes:
         rows: of vector SRAM, in a row.
         fp: entries of FP SRAM, in a row.
+        integers: entries of INT SRAM, the first ones.
     """
 
     rows: int = 0
     fp: int = 0
+    integers: int = 0
 
 
 def _nothing(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) -> Workspace:
@@ -36,6 +38,10 @@ def _whole_tiles(config: MachineConfig, *tensors: Tensor | None, **attributes: A
 
 def _in_vram(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) -> tuple[Place, Role | None]:
     return "vram", None
+
+
+def _boundless(config: MachineConfig, *tensors: Tensor | None, **attributes: Any) -> dict[str, int]:
+    return {}
 
 
 def _missing(*arguments: Any, **keywords: Any) -> Any:
@@ -65,6 +71,7 @@ class Operator:
         matrix: parameters that the matrix unit fetches; all others in HBM are fetched by the vector unit.
         roles: of arrays for parameters in HBM, where it is not "weights" for the matrix unit and "activations" for the
             vector unit.
+        bounds: of integers in INT SRAM, from the same arguments as ``shape``: by parameter what they are below.
         shares: parameters whose memory the result may take, if nobody needs them any more.
         cost: instructions as a formula of the shape, in words.
     """
@@ -82,6 +89,7 @@ class Operator:
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     matrix: tuple[str, ...] = ()
     roles: Mapping[str, Role] = field(default_factory=dict)
+    bounds: Callable[..., dict[str, int]] = _boundless
     shares: tuple[str, ...] = ()
     cost: str = ""
 

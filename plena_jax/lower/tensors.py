@@ -11,7 +11,9 @@ from plena_jax.config import MachineConfig, Precision
 from plena_jax.errors import PlenaError
 from plena_jax.machine.transfer import BLOCK, Transfer
 
-Place = Literal["vram", "hbm", "fp_sram"]
+Place = Literal["vram", "hbm", "fp_sram", "int_sram"]
+#: Memories of numbers one by one: tensors there have one row.
+SCALARS = ("fp_sram", "int_sram")
 #: What a tensor in HBM is for, which decides its format.
 Role = Literal["weights", "activations", "kv"]
 Shape = tuple[int, int]
@@ -140,12 +142,12 @@ def vram_rows(config: MachineConfig, shape: Shape) -> int:
     return round_up(shape[0], row_unit(config)) * -(-shape[1] // config.mlen)
 
 
-# -- FP SRAM ----------------------------------------------------------------------------------------------------------
+# -- FP SRAM and INT SRAM ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Entries:
-    """A row of scalars in FP SRAM; zeros behind it up to a multiple of MLEN.
+    """A row of scalars in FP SRAM, with zeros behind it up to a multiple of MLEN, or of integers in INT SRAM.
 
     Attributes:
         name: of the tensor.

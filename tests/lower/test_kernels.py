@@ -324,7 +324,7 @@ def graph() -> tuple[Graph, dict[str, Any]]:
         (lambda g, t: g.softmax(t["x"].columns(0, 20)), r"expected columns from a multiple of 16 to one or to the end"),
         (lambda g, t: g.store(t["x"], role="weights"), "store: role: expected activations or kv, got 'weights'"),
         (lambda g, t: t["x"].rows(3, 9), "x: rows 3 to 9; allowed: inside the 4"),
-        (lambda g, t: g.apply("conv5d", t["x"]), "no operator 'conv5d'; there are add"),
+        (lambda g, t: g.apply("conv5d", t["x"]), "no operator 'conv5d'; there are abs, add"),
         (lambda g, t: g.input("x", (1, 1)), "input x: the graph has a tensor of that name"),
         (lambda g, t: g.input("z", (0, 1)), r"input z: shape \(0, 1\); expected two positive sizes"),
         (lambda g, t: g.softmax(graph()[1]["x"]), "softmax: tensor x is not of this graph"),

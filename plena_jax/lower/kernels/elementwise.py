@@ -99,7 +99,7 @@ def gelu_reference(x: jax.Array, *, approximate: str = "none") -> jax.Array:
 
 
 #: erf by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7: p, and the coefficients of t to t ** 5.
-_ERF = 0.3275911, (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+ERF = 0.3275911, (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 
 def gelu(v: Algebra, x: Value, *, approximate: str = "none") -> Value:
@@ -114,7 +114,7 @@ def gelu(v: Algebra, x: Value, *, approximate: str = "none") -> Value:
         factor = math.sqrt(8 / math.pi)
         inner = v.add(v.mul(v.mul(x, x), 0.044715 * factor), factor)
         return v.mul(sigmoid(v, v.mul(inner, x)), x)
-    p, coefficients = _ERF
+    p, coefficients = ERF
     positive = v.max(x, 0.0)
     magnitude = v.sub(v.add(positive, positive), x)
     t = v.reciprocal(v.add(v.mul(magnitude, p / math.sqrt(2)), 1.0))
@@ -244,7 +244,7 @@ def emit_rows(
             b.v_mul_vv(target, target, row)
 
 
-def _register(
+def register_formula(
     name: str,
     reference: Callable[..., jax.Array],
     formula: Callable[..., Value],
@@ -252,7 +252,16 @@ def _register(
     guarded: bool = False,
     steps: int = 0,
 ) -> None:
-    """``steps``: instructions for a vector, of formulas that cannot be traced without attributes."""
+    """Register a formula as an operator.
+
+    Args:
+        name: of the operator.
+        reference: in float32.
+        formula: a sequence of one operand.
+        keeps_zero: whether it makes zero of zero.
+        guarded: whether lanes behind the last column must not be zero for it.
+        steps: instructions for a vector, of formulas that cannot be traced without attributes.
+    """
 
     def rounded(r: Rounded, x: jax.Array, **attributes: Any) -> jax.Array:
         return formula(Evaluated(r), x, **attributes)
@@ -284,15 +293,15 @@ def _register(
     )
 
 
-_register("exp", exp_reference, exp, keeps_zero=False)
-_register("reciprocal", reciprocal_reference, reciprocal, keeps_zero=False, guarded=True)
-_register("square", square_reference, square, keeps_zero=True)
-_register("relu", relu_reference, relu, keeps_zero=True)
-_register("sigmoid", sigmoid_reference, sigmoid, keeps_zero=False)
-_register("tanh", tanh_reference, tanh, keeps_zero=False)
-_register("silu", silu_reference, silu, keeps_zero=True)
-_register("gelu", gelu_reference, gelu, keeps_zero=True)
-_register("clamp", clamp_reference, clamp, keeps_zero=False, steps=2)
-_register("scale", scale_reference, scale, keeps_zero=True, steps=1)
-_register("add_number", add_number_reference, add_number, keeps_zero=False, steps=1)
-_register("subtract_from", subtract_from_reference, subtract_from, keeps_zero=False, steps=1)
+register_formula("exp", exp_reference, exp, keeps_zero=False)
+register_formula("reciprocal", reciprocal_reference, reciprocal, keeps_zero=False, guarded=True)
+register_formula("square", square_reference, square, keeps_zero=True)
+register_formula("relu", relu_reference, relu, keeps_zero=True)
+register_formula("sigmoid", sigmoid_reference, sigmoid, keeps_zero=False)
+register_formula("tanh", tanh_reference, tanh, keeps_zero=False)
+register_formula("silu", silu_reference, silu, keeps_zero=True)
+register_formula("gelu", gelu_reference, gelu, keeps_zero=True)
+register_formula("clamp", clamp_reference, clamp, keeps_zero=False, steps=2)
+register_formula("scale", scale_reference, scale, keeps_zero=True, steps=1)
+register_formula("add_number", add_number_reference, add_number, keeps_zero=False, steps=1)
+register_formula("subtract_from", subtract_from_reference, subtract_from, keeps_zero=False, steps=1)

@@ -174,7 +174,9 @@ def expert_ffn_workspace(
     """
     blocks = lambda columns: -(-columns // config.mlen)
     rows = gates.compiled(activation).scratch + config.hbm_v_prefetch_amount + logit_rows(config, logits.shape[1])
-    return Workspace(rows=rows + 2 * blocks(gate.shape[1]) + blocks(x.shape[1]), fp=TOPK_POLICIES[policy][1])
+    rows += 2 * blocks(gate.shape[1]) + blocks(x.shape[1])
+    count = TOPK_POLICIES[policy][1]
+    return Workspace(rows=rows, fp=count, integers=logits.shape[0] * count)
 
 
 @dataclass(frozen=True)

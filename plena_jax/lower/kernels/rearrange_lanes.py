@@ -121,6 +121,8 @@ def progressions(places: np.ndarray) -> list[slice]:
 
 def runs(places: np.ndarray) -> list[np.ndarray]:
     """Places [n, vectors, 2] in few arithmetic progressions: in the order of the result's or of the first term's."""
+    if len(places) == 1:
+        return [places]
     orders = [np.arange(len(places)), np.lexsort((places[:, 0, 0], places[:, 0, 1]))]
     if places.shape[1] > 1:
         orders.append(np.lexsort((places[:, 0, 1], places[:, 0, 0], places[:, 1, 0])))

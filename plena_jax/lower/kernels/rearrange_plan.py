@@ -197,14 +197,14 @@ class _Planner:
             if self.windows.cost[vector] * len(members) < cost:
                 gathered.append(members)
                 continue
-            for one in found:
-                self._move(one)
+            for one, draft in zip(found, best, strict=True):
+                self._move(one, draft)
         gathers: list[Gather] = []
         if gathered:
             gathers, rest = self.windows.gather(np.sort(np.concatenate(gathered)), self.masks, self.columns)
             for vector in rest:
                 for one in self._runs(np.array([vector])):
-                    self._move(one)
+                    self._move(one, self._best(one))
         return Rearrangement(self.moves, gathers, self.elements, self.masks.rows, self.columns.rows)
 
     def _runs(self, members: np.ndarray) -> list[Run]:
@@ -215,15 +215,15 @@ class _Planner:
 
     def _best(self, run: Run) -> Draft | None:
         """The cheapest way for which there is room."""
-        possible = [
-            draft
-            for draft in drafts(run)
-            if self.masks.has_room(draft.masks()) and self.columns.has_room(draft.columns())
-        ]
-        return min(possible, key=lambda draft: draft.cost, default=None)
+        return min(filter(self._has_room, drafts(run)), key=lambda draft: draft.cost, default=None)
 
-    def _move(self, run: Run) -> None:
-        draft = self._best(run)
+    def _has_room(self, draft: Draft) -> bool:
+        return self.masks.has_room(draft.masks()) and self.columns.has_room(draft.columns())
+
+    def _move(self, run: Run, draft: Draft | None) -> None:
+        if draft is not None and not self._has_room(draft):
+            # Other runs of the signature have taken it.
+            draft = self._best(run)
         if draft is None:
             self.elements += [self._elements(run, number) for number in range(len(run.places))]
             return

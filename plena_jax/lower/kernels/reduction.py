@@ -1,4 +1,4 @@
-"""Sums and maxima of rows, and scalars made into rows."""
+"""Sums, maxima and minima of each row, and scalars made into rows."""
 
 from __future__ import annotations
 
@@ -36,6 +36,16 @@ def max_rounded(r: Rounded, x: jax.Array) -> jax.Array:
     return r.vector(r.row_max(x, -LARGE, -LARGE))
 
 
+def min_reference(x: jax.Array) -> jax.Array:
+    """The minimum of each row: [rows, 1]. The machine begins with 3.39e38, so that infinity gives that."""
+    return jnp.min(x, axis=1, keepdims=True)
+
+
+def min_rounded(r: Rounded, x: jax.Array) -> jax.Array:
+    """Rounded to a scalar."""
+    return r.vector(-r.row_max(-x, -LARGE, -LARGE))
+
+
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
 
@@ -43,30 +53,36 @@ def _shape(config: MachineConfig, x: Tensor) -> Shape:
     return x.shape[0], 1
 
 
-def _workspace(largest: bool, config: MachineConfig, x: Tensor) -> Workspace:
-    """MLEN entries of FP SRAM; of maxima a mask and a row for the lanes behind the last column."""
-    return Workspace(rows=masked_rows(config, x.shape[1]) if largest else 0, fp=config.mlen)
+def _workspace(kind: str, config: MachineConfig, x: Tensor) -> Workspace:
+    """MLEN entries of FP SRAM; of maxima and minima a mask and a row for the lanes behind the last column."""
+    return Workspace(rows=masked_rows(config, x.shape[1]) if kind != "sum" else 0, fp=config.mlen)
 
 
-def _emit(largest: bool, k: Kernel, out: Rows, x: Rows) -> None:
+def _emit(kind: str, k: Kernel, out: Rows, x: Rows) -> None:
     """V_RED_SUM or V_RED_MAX of each block into a register, S_ST_FP, S_MAP_V_FP of that entry and zeros behind it.
 
-    FP SRAM: -LARGE and LARGE of maxima, MLEN entries of workspace. Registers: f for the result and the seed.
+    The minimum is minus the maximum of 0 - x. FP SRAM: -LARGE and LARGE of maxima, MLEN entries of workspace.
+    Registers: f for the result and the seed.
     """
-    b, last = k.b, x.blocks - 1
+    b, last, extremum = k.b, x.blocks - 1, kind != "sum"
     with b.scope():
-        seed = b.fp(-LARGE, "seed of the maximum") if largest else b.fp_zero
+        seed = b.fp(-LARGE, "seed of the maximum") if extremum else b.fp_zero
         result = b.fp(purpose="result")
         k.clear_entries(k.entry, out.lanes)
-        low = [k.lowest_behind(x.shape[1])[1]] if largest and x.rest else []
+        low = [k.lowest_behind(x.shape[1])[1]] if extremum and x.rest else []
         with k.each_row(x.shape[0], x, out, fixed=low) as at:
             b.s_add_fp(result, seed, b.fp_zero)
             for block in range(x.blocks):
                 source = at(x, block)
+                if kind == "min":
+                    b.v_sub_vf(at(out), source, b.fp_zero, 0, 1)
+                    source = at(out)
                 if low and block == last:
                     b.v_add_vv(at(out), source, at(low[0]))
                     source = at(out)
-                (b.v_red_max if largest else b.v_red_sum)(result, source)
+                (b.v_red_max if extremum else b.v_red_sum)(result, source)
+            if kind == "min":
+                b.s_sub_fp(result, b.fp_zero, result)
             b.s_st_fp(result, b.zero, k.entry)
             b.s_map_v_fp(at(out), b.zero, k.entry)
 
@@ -99,30 +115,28 @@ def map_row_emit(k: Kernel, out: Rows, values: Entries) -> None:
             b.s_map_v_fp(row, entry, 0)
 
 
-register(
-    Operator(
-        name="reduce_sum",
-        family="reduction",
-        reference=sum_reference,
-        rounded=sum_rounded,
-        shape=_shape,
-        emit=partial(_emit, False),
-        workspace=partial(_workspace, False),
-        cost="rows * (3 + blocks) and the steps of the row pointers; 3 * MLEN to clear FP SRAM",
+for _kind, _reference, _rounded, _cost in (
+    (
+        "sum",
+        sum_reference,
+        sum_rounded,
+        "rows * (3 + blocks) and the steps of the row pointers; 3 * MLEN to clear FP SRAM",
+    ),
+    ("max", max_reference, max_rounded, "as reduce_sum; one more for each row if its last block is not full"),
+    ("min", min_reference, min_rounded, "as reduce_max; one more for each block and each row"),
+):
+    register(
+        Operator(
+            name=f"reduce_{_kind}",
+            family="reduction",
+            reference=_reference,
+            rounded=_rounded,
+            shape=_shape,
+            emit=partial(_emit, _kind),
+            workspace=partial(_workspace, _kind),
+            cost=_cost,
+        )
     )
-)
-register(
-    Operator(
-        name="reduce_max",
-        family="reduction",
-        reference=max_reference,
-        rounded=max_rounded,
-        shape=_shape,
-        emit=partial(_emit, True),
-        workspace=partial(_workspace, True),
-        cost="as reduce_sum; one more for each row if its last block is not full",
-    )
-)
 register(
     Operator(
         name="map_row",

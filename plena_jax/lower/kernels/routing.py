@@ -89,9 +89,10 @@ def top_k_shape(config: MachineConfig, logits: Tensor, *, policy: int) -> Shape:
 
 
 def top_k_workspace(config: MachineConfig, logits: Tensor, *, policy: int) -> Workspace:
-    """The logits of a token, if they take several rows; rows of weights in FP SRAM."""
+    """The logits of a token, if they take several rows; rows of weights in FP SRAM; experts in INT SRAM."""
     fp = round_up(TOPK_POLICIES[policy][1], config.mlen)
-    return Workspace(rows=logit_rows(config, logits.shape[1]), fp=fp)
+    integers = logits.shape[0] * TOPK_POLICIES[policy][1]
+    return Workspace(rows=logit_rows(config, logits.shape[1]), fp=fp, integers=integers)
 
 
 def logit_rows(config: MachineConfig, experts: int) -> int:
