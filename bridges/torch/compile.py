@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from plena_jax.config import MachineConfig
 from plena_jax.errors import UnsupportedOperation
@@ -14,7 +15,7 @@ from plena_jax.frontend.compile import Explanation, Options, compiled, explained
 from plena_jax.frontend.compiled import CompiledProgram
 from plena_jax.frontend.lowering import Vectors
 
-from .module import JaxModule, to_jax
+from .module import ArgumentError, JaxModule, to_jax
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,13 @@ class CompiledModule:
         program: of :attr:`JaxModule.function`: a dict of parameters first, then the flat inputs.
         module: what was exported.
         parameters: by name, as of the last call.
+        static: values of inputs that are constants of the program, by name.
     """
 
     program: CompiledProgram
     module: JaxModule
     parameters: dict[str, Any]
+    static: dict[str, Any]
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """What the module returns, from a run on the machine."""
@@ -40,7 +43,13 @@ class CompiledModule:
 
     def arguments(self, *inputs: Any, **keywords: Any) -> list[Any]:
         """What the program takes for these inputs of the module."""
-        return [self.parameters, *_moving(self.module, self.module.flat(*inputs, **keywords))]
+        leaves = self.module.flat(*inputs, **keywords)
+        for value, leaf in zip(self.module.inputs, leaves, strict=True):
+            if value.name in self.static and not np.array_equal(leaf, self.static[value.name]):
+                raise ArgumentError(
+                    f"static input {value.name}: compiled for {self.static[value.name]!r}, got {leaf!r}"
+                )
+        return [self.parameters, *_moving(self.module, leaves, self.static)]
 
     def reference(self, *inputs: Any, **keywords: Any) -> Any:
         """The results with every rounding of the machine, without the machine."""
@@ -82,6 +91,7 @@ def compile(
     disabled: Sequence[str] = (),
     spill: bool = True,
     decompose: bool = False,
+    static: Sequence[str] = (),
 ) -> CompiledModule:
     """Compile a PyTorch module for inputs of these shapes.
 
@@ -89,16 +99,19 @@ def compile(
         module: a ``torch.nn.Module``, put into eval mode, or a ``torch.export.ExportedProgram``.
         example_inputs, kwargs, decompose: see :func:`to_jax`.
         config, vectors, disabled, spill: see :func:`plena_jax.compile`.
+        static: names of inputs whose example values are constants of the program: positions, indices.
 
     Raises:
+        ArgumentError: no input has a name in ``static``.
         UnsupportedOperation: operations that have no lowering, all of them, with the module's lines.
         CapacityError: what one operator needs does not fit the machine.
     """
     exported = to_jax(module, *example_inputs, kwargs=kwargs, decompose=decompose)
     options = Options(config or MachineConfig(), vectors, tuple(disabled), spill)
-    function, arguments, signature = flattened(_function(exported), _shapes(exported))
+    known = _known(exported, example_inputs, kwargs or {}, static)
+    function, arguments, signature = flattened(_function(exported, known), _shapes(exported, known))
     program = compiled(function, arguments, signature, options, exported.sources)
-    return CompiledModule(program, exported, dict(exported.weights))
+    return CompiledModule(program, exported, dict(exported.weights), known)
 
 
 def explain(
@@ -109,6 +122,7 @@ def explain(
     vectors: Vectors = "hbm",
     disabled: Sequence[str] = (),
     decompose: bool = False,
+    static: Sequence[str] = (),
 ) -> Explanation:
     """What becomes of each operation of a module, and what is not supported; takes the arguments of ``compile``."""
     try:
@@ -116,25 +130,40 @@ def explain(
     except UnsupportedOperation as error:
         return Explanation((), tuple(error.problems))
     options = Options(config or MachineConfig(), vectors, tuple(disabled))
-    function, arguments, _ = flattened(_function(exported), _shapes(exported))
+    known = _known(exported, example_inputs, kwargs or {}, static)
+    function, arguments, _ = flattened(_function(exported, known), _shapes(exported, known))
     return explained(function, arguments, options, exported.sources)
 
 
-def _moving(exported: JaxModule, leaves: Sequence[Any]) -> list[Any]:
-    """The inputs that are arrays; numbers and flags are constants of the export."""
-    return [leaf for leaf, value in zip(leaves, exported.inputs, strict=True) if value.dtype is not None]
+def _known(
+    exported: JaxModule, inputs: Sequence[Any], keywords: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+    """The example values of static inputs."""
+    leaves = dict(zip((v.name for v in exported.inputs), exported.flat(*inputs, **keywords), strict=True))
+    unknown = [name for name in names if name not in leaves]
+    if unknown:
+        raise ArgumentError(f"static: no input {', '.join(unknown)}; there are {', '.join(leaves)}")
+    return {name: np.asarray(leaves[name]) for name in names}
 
 
-def _function(exported: JaxModule) -> Callable[..., Any]:
+def _moving(exported: JaxModule, leaves: Sequence[Any], known: Mapping[str, Any]) -> list[Any]:
+    """The inputs that are data; numbers and flags are constants of the export."""
+    pairs = zip(leaves, exported.inputs, strict=True)
+    return [leaf for leaf, value in pairs if value.dtype is not None and value.name not in known]
+
+
+def _function(exported: JaxModule, known: Mapping[str, Any]) -> Callable[..., Any]:
     def function(parameters: Any, *moving: Any) -> Any:
         given = iter(moving)
-        inputs = [value.constant if value.dtype is None else next(given) for value in exported.inputs]
+        fixed = {value.name: value.constant for value in exported.inputs if value.dtype is None} | dict(known)
+        inputs = [fixed[v.name] if v.name in fixed else next(given) for v in exported.inputs]
         return exported.function(parameters, *inputs)
 
     return function
 
 
-def _shapes(exported: JaxModule) -> list[Any]:
-    inputs = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in exported.inputs if v.dtype is not None]
-    weights = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in exported.weights.items()}
+def _shapes(exported: JaxModule, known: Mapping[str, Any]) -> list[Any]:
+    moving = [value for value in exported.inputs if value.dtype is not None and value.name not in known]
+    inputs = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in moving]
+    weights = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in exported.weights.items()}
     return [weights, *inputs]

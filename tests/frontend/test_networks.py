@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import plena_jax as pj
-from plena_jax.models.llama import decoder_layer
 from tests.frontend import networks
 from tests.frontend.networks import NETWORKS, SMALL, Network
 from tests.frontend.test_machine import leaves, relative
@@ -63,7 +62,7 @@ def test_patterns_are_found(name: str, expected: list[str]) -> None:
     assert kinds(compiled(name)) == expected
 
 
-# -- what published compilers got wrong; each of these must be seen ------------------------------------------------------
+# -- what published compilers got wrong; each of these must be seen ---------------------------------------------------
 
 
 def llama(x: np.ndarray, weights: dict[str, Any], layer: Any = None) -> np.ndarray:
@@ -137,8 +136,8 @@ def test_decoding_equals_the_last_token_of_prefill() -> None:
     config = machine(formats="float32")
     whole = np.asarray(pj.compile(networks.prefill, weights, x, config=config)(weights, x))
     caches = [np.zeros((2, 20, 16), np.float32) for _ in range(2)]
-    for cache, name in zip(caches, "kv", strict=True):
-        cache[:, : tokens - 1] = networks.split_heads(x[:-1] @ weights[name], 2)
+    for held, name in zip(caches, "kv", strict=True):
+        held[:, : tokens - 1] = networks.split_heads(x[:-1] @ weights[name], 2)
     step = networks.partial(networks.decode, position=tokens - 1)
     program = pj.compile(step, weights, x[-1:], *caches, config=config)
     last, keys, values = program(weights, x[-1:], *caches)

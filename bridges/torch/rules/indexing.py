@@ -43,6 +43,10 @@ def _lines(x: Array, dim: int, index: Any) -> tuple[Any, ...]:
     return tuple(places)
 
 
+#: Indices along one dimension that are written one after the other.
+FEW = 64
+
+
 @rule("aten.gather.default")
 def gather(x: Array, dim: int, index: Any, *, sparse_grad: bool = False) -> Array:
     """Elements by an index along one dimension for each place."""
@@ -55,7 +59,22 @@ def gather(x: Array, dim: int, index: Any, *, sparse_grad: bool = False) -> Arra
 @rule("aten.scatter.src", "aten.scatter.value")
 def scatter(x: Array, dim: int, index: Any, source: Any) -> Array:
     """Elements written to an index along one dimension for each place."""
+    x, axis = jnp.asarray(x), dim % max(x.ndim, 1)
+    others = [size for d, size in enumerate(x.shape) if d != axis]
+    alike = x.ndim == index.ndim and others == [size for d, size in enumerate(index.shape) if d != axis]
+    if isinstance(index, jax.core.Tracer) and alike and index.shape[axis] <= FEW:
+        return _one_by_one(x, axis, index, source)
     return jnp.asarray(x).at[_lines(x, dim, index)].set(_part(source, index), mode="drop")
+
+
+def _one_by_one(x: Array, axis: int, index: Array, source: Any) -> Array:
+    """By comparisons, so that no place depends on data: the last of equal indices wins."""
+    lanes, last = jnp.arange(x.shape[axis]), lambda a: jnp.moveaxis(a, axis, -1)
+    found, places = last(x), last(index)
+    values = last(jnp.broadcast_to(_part(source, index), index.shape)).astype(x.dtype)
+    for turn in range(places.shape[-1]):
+        found = jnp.where(places[..., turn, None] == lanes, values[..., turn, None], found)
+    return jnp.moveaxis(found, -1, axis)
 
 
 @rule("aten.scatter_add.default")

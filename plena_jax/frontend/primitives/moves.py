@@ -11,6 +11,9 @@ import numpy as np
 from plena_jax.frontend.tracing import Call, Entry, Unsupported, Walk, primitive
 from plena_jax.frontend.views import ZERO, Positions, View, concatenated, joined
 
+#: Products that elements at places that depend on data may take.
+MOST_PRODUCTS = 1 << 20
+
 
 @primitive("reshape")
 def reshape(walk: Walk, call: Call, x: Entry) -> View:
@@ -143,7 +146,32 @@ def gather(walk: Walk, call: Call, x: Entry, indices: Entry) -> View:
         if fill and (index < 0).any() and not (walk.view(x).index < 0).any():
             raise Unsupported("elements outside of the array, which would be NaN")
         return walk.view(x).moved(lambda _: index)
-    return _lookup(walk, call, walk.view(x), walk.view(indices))
+    along = _along_one_axis(walk, call, walk.view(x), walk.view(indices))
+    return _lookup(walk, call, walk.view(x), walk.view(indices)) if along is None else along
+
+
+def _along_one_axis(walk: Walk, call: Call, x: View, indices: View) -> View | None:
+    """``take_along_axis``: the sum of products with where the place is that of the index."""
+    numbers, dimensions = call.params["dimension_numbers"], x.index.ndim
+    batch, start = tuple(numbers.operand_batching_dims), tuple(numbers.start_index_map)
+    if len(start) != 1 or len(batch) != dimensions - 1 or tuple(numbers.collapsed_slice_dims) != start:
+        return None
+    if tuple(numbers.start_indices_batching_dims) != batch or len(call.shape) != dimensions:
+        return None
+    (axis,), count = start, x.shape[start[0]]
+    if count * int(np.prod(call.shape)) > MOST_PRODUCTS:
+        return None
+    # [..., places, elements]
+    to_last = lambda index: np.moveaxis(index, axis, -1)
+    places = indices.reshape(*call.shape).moved(to_last)
+    shape = (*places.shape, count)
+    at = walk.elementwise(
+        "equal", places.reshape(*places.shape, 1).broadcast(shape), np.arange(count, dtype=np.float32)
+    )
+    elements = x.moved(to_last).moved(lambda index: np.broadcast_to(index[..., None, :], shape))
+    products = walk.elementwise("mul", elements, at)
+    found = walk.add("reduce_sum", products, shape=places.shape, axes=(len(shape) - 1,))
+    return found.moved(lambda index: np.moveaxis(index, -1, axis))
 
 
 def _lookup(walk: Walk, call: Call, table: View, indices: View) -> View:
