@@ -148,6 +148,8 @@ def argmax_emit(k: Kernel, out: Rows, x: Rows) -> None:
                 b.v_mul_vf(spare, spare, huge)
                 b.v_add_vf(spare, spare, one)
                 b.v_max_vf(spare, spare, b.fp_zero)
+                # Behind the last column zeros may be above the maximum.
+                b.v_min_vf(spare, spare, one)
                 b.v_mul_vv(spare, spare, at(numbers, block))
                 b.v_red_max(number, spare)
             b.s_sub_fp(number, columns, number)
@@ -200,6 +202,6 @@ register(
         shape=argmax_shape,
         emit=argmax_emit,
         workspace=argmax_workspace,
-        cost="rows * (6 + 8 * blocks) and the steps of the row pointers; 3 * MLEN to clear FP SRAM",
+        cost="rows * (6 + 9 * blocks) and the steps of the row pointers; 3 * MLEN to clear FP SRAM",
     )
 )
