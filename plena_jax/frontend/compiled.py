@@ -163,12 +163,7 @@ class CompiledProgram:
 
     def reference(self, *arguments: Any) -> Any:
         """The results with every rounding of the machine, in its order, without the machine."""
-        return self._results(self._rounded(self.inputs(*arguments)))
-
-    @cached_property
-    def _rounded(self) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
-        # One compilation instead of one for each of its operations and shapes.
-        return jax.jit(lambda inputs: self.lowered.rounded(**inputs))
+        return self._results(self.lowered.rounded(**self.inputs(*arguments)))
 
     def exact(self, *arguments: Any) -> Any:
         """The results of the same operators in float32: what lowering alone changes."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,13 @@ from plena_jax.lower.tensors import Role, format_of, round_up
 from plena_jax.machine import rounding
 from plena_jax.machine.sums import accumulate, row_max, row_sum
 from plena_jax.machine.transfer import effective
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _once(method: Method) -> Method:
+    """Compile an operation once for its shapes, not each of its many steps."""
+    return wraps(method)(jax.jit(method, static_argnums=0))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -29,52 +39,69 @@ class Rounded:
 
     # -- places -------------------------------------------------------------------------------------------------------
 
+    @_once
     def vector(self, x: jax.Array) -> jax.Array:
         """``x`` as vector SRAM stores it."""
         return rounding.vector(x, self.config, None, False)
 
     def scalar(self, x: jax.Array | float) -> jax.Array:
         """``x`` as registers and FP SRAM store it."""
-        return rounding.scalar(jnp.asarray(x, jnp.float32), self.config, None, False)
+        return self._scalar(jnp.asarray(x, jnp.float32))
+
+    @_once
+    def _scalar(self, x: jax.Array) -> jax.Array:
+        return rounding.scalar(x, self.config, None, False)
 
     def staged(self, x: jax.Array, role: Role, matrix_unit: bool | None = None) -> jax.Array:
         """``x`` as HBM holds it; zeros up to whole tiles take part in blocks."""
-        fmt = format_of(self.config, role, role == "weights" if matrix_unit is None else matrix_unit)
+        return self._staged(role, role == "weights" if matrix_unit is None else matrix_unit, x)
+
+    @partial(jax.jit, static_argnums=(0, 1, 2))
+    def _staged(self, role: Role, matrix_unit: bool, x: jax.Array) -> jax.Array:
+        fmt = format_of(self.config, role, matrix_unit)
         rows, columns = x.shape
         padded = jnp.pad(x, ((0, 0), (0, round_up(columns, self.config.mlen) - columns)))
         return effective(fmt, self.config.intended).round(padded)[:rows, :columns]
 
     # -- vector unit --------------------------------------------------------------------------------------------------
 
+    @_once
     def add(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """V_ADD_VV, V_ADD_VF."""
         return self.vector(arithmetic.add(*jnp.broadcast_arrays(a, b)))
 
+    @_once
     def subtract(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """V_SUB_VV, V_SUB_VF."""
         return self.vector(arithmetic.subtract(*jnp.broadcast_arrays(a, b)))
 
+    @_once
     def reversed_subtract(self, a: jax.Array, f: jax.Array) -> jax.Array:
         """V_SUB_VF with order 1: ``f - a``."""
         return self.vector(-arithmetic.subtract(*jnp.broadcast_arrays(a, f)))
 
+    @_once
     def multiply(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """V_MUL_VV, V_MUL_VF."""
         return self.vector(arithmetic.multiply(*jnp.broadcast_arrays(a, b)))
 
+    @_once
     def exp(self, a: jax.Array) -> jax.Array:
         """V_EXP_V."""
         return self.vector(arithmetic.exp(arithmetic.clamp_exponent(a)))
 
+    @_once
     def reciprocal(self, a: jax.Array) -> jax.Array:
         """V_RECI_V."""
         return self.vector(arithmetic.reciprocal(a))
 
+    @_once
     def maximum(self, a: jax.Array, f: jax.Array) -> jax.Array:
         """V_MAX_VF."""
         a, f = jnp.broadcast_arrays(a, f)
         return self.vector(jnp.where(arithmetic.less(a, f), f, a))
 
+    @_once
     def minimum(self, a: jax.Array, f: jax.Array) -> jax.Array:
         """V_MIN_VF."""
         a, f = jnp.broadcast_arrays(a, f)
@@ -90,39 +117,53 @@ class Rounded:
         """V_RED_SUM of each row, block after block: [rows, 1]."""
         total = jnp.broadcast_to(self.scalar(start), (x.shape[0], 1))
         for block in self._blocks(x, 0.0):
-            total = self.scalar(arithmetic.add(total, row_sum(block)[:, None]))
+            total = self._sum(total, block)
         return total
+
+    @_once
+    def _sum(self, total: jax.Array, block: jax.Array) -> jax.Array:
+        return self.scalar(arithmetic.add(total, row_sum(block)[:, None]))
 
     def row_max(self, x: jax.Array, start: jax.Array | float, fill: float) -> jax.Array:
         """V_RED_MAX of each row, block after block: [rows, 1]."""
         most = jnp.broadcast_to(self.scalar(start), (x.shape[0], 1))
         for block in self._blocks(x, fill):
-            largest = row_max(block)[:, None]
-            most = self.scalar(jnp.where(arithmetic.less(largest, most), most, largest))
+            most = self._max(most, block)
         return most
+
+    @_once
+    def _max(self, most: jax.Array, block: jax.Array) -> jax.Array:
+        largest = row_max(block)[:, None]
+        return self.scalar(jnp.where(arithmetic.less(largest, most), most, largest))
 
     # -- scalars ------------------------------------------------------------------------------------------------------
 
+    @_once
     def scalar_add(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """S_ADD_FP."""
         return self.scalar(arithmetic.add(*jnp.broadcast_arrays(a, b)))
 
+    @_once
     def scalar_subtract(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """S_SUB_FP."""
         return self.scalar(arithmetic.subtract(*jnp.broadcast_arrays(a, b)))
 
+    @_once
     def scalar_exp(self, a: jax.Array) -> jax.Array:
         """S_EXP_FP."""
         return self.scalar(arithmetic.exp(arithmetic.clamp_exponent(a)))
 
+    @_once
     def scalar_multiply(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """S_MUL_FP."""
         return self.scalar(arithmetic.multiply(*jnp.broadcast_arrays(a, b)))
 
+    @_once
     def scalar_reciprocal(self, a: jax.Array) -> jax.Array:
         """S_RECI_FP."""
         return self.scalar(arithmetic.reciprocal(a))
 
+    @_once
     def scalar_sqrt(self, a: jax.Array) -> jax.Array:
         """S_SQRT_FP."""
         return self.scalar(arithmetic.sqrt(a))
