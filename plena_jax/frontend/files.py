@@ -78,7 +78,8 @@ def _start(lowered: Lowered, inputs: dict[str, Any]) -> tuple[Program, Images]:
     """The program and the memories before it. Scalars that no float16 holds are made by instructions before it."""
     state, config = lowered.start(**inputs), lowered.config
     wanted = {entry: float(np.asarray(state.fp_sram)[entry]) for entry in lowered.fp_constants}
-    odd = {e: x for e, x in wanted.items() if float(plena.round_scalar(np.float32(np.float16(x)))) != x}
+    with np.errstate(over="ignore"):
+        odd = {e: x for e, x in wanted.items() if float(plena.round_scalar(np.float32(np.float16(x)))) != x}
     vram = np.asarray(state.vram)
     prologue = _prologue(config, odd, len(vram))
     rows = np.zeros((len(odd), config.vlen), np.float32)

@@ -136,6 +136,9 @@ _VISION = weights(
 )  # fmt: skip
 _EXPERTS = weights(router=(32, 4), gate=(4, 32, 24), up=(4, 32, 24), down=(4, 24, 32))
 
+#: Norms with scales that matter.
+LLAMA = {name: 5 * (x - 1) + 1 if x.ndim == 1 else x for name, x in random_weights(SMALL).items()}
+
 NETWORKS: dict[str, Network] = {
     "mlp": Network(mlp, weights(up=(32, 48), b=(48,), down=(48, 20)), (_X,)),
     "attention": Network(partial(attention, heads=4, kv_heads=4, mask=None), _projections(32, 32), (_X,)),
@@ -151,7 +154,7 @@ NETWORKS: dict[str, Network] = {
     "gpt2": Network(gpt2, _GPT2, (_X,)),
     "vision": Network(vision, _VISION, (normal(51, 1, 3, 12, 12),)),
     "experts": Network(experts, _EXPERTS, (normal(52, 6, 32),)),
-    "llama": Network(partial(decoder_layer, shape=SMALL), dict(random_weights(SMALL)), (normal(53, 2, 17, 32),)),
+    "llama": Network(partial(decoder_layer, shape=SMALL), LLAMA, (normal(53, 2, 17, 32),)),
     "decode": Network(
         partial(decode, position=6), _projections(32, 32), (_X[:1], normal(54, 2, 20, 16), normal(55, 2, 20, 16))
     ),
