@@ -131,7 +131,7 @@ def compiled(
 
 
 def _lowering(graph: TensorGraph, options: Options) -> tuple[TensorGraph, Lowering]:
-    graph = fused(graph, options.disabled)
+    graph = fused(graph, options.disabled).ordered()
     lowering = Lowering(graph, Graph(options.config), options.vectors)
     lowering.run()
     return graph, lowering

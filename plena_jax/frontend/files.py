@@ -80,7 +80,11 @@ def _start(lowered: Lowered, inputs: dict[str, Any]) -> tuple[Program, Images]:
     wanted = {entry: float(np.asarray(state.fp_sram)[entry]) for entry in lowered.fp_constants}
     with np.errstate(over="ignore"):
         odd = {e: x for e, x in wanted.items() if float(plena.round_scalar(np.float32(np.float16(x)))) != x}
-    vram = np.asarray(state.vram)
+    # Rows that hold nothing before the program starts.
+    first = max((a.stop for a in lowered.plan.vram if a.first < 0), default=0)
+    if first + len(odd) > config.vector_sram_size:
+        raise SavedProgramError(f"{len(odd)} scalars that no float16 holds: no free rows of VRAM to bring them in")
+    vram = np.asarray(state.vram)[:first]
     prologue = _prologue(config, odd, len(vram))
     rows = np.zeros((len(odd), config.vlen), np.float32)
     rows[:, 0] = list(odd.values())

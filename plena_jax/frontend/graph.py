@@ -126,6 +126,23 @@ class TensorGraph:
                 needed |= {base for view in operation.inputs for base in view.bases}
         return self.rewritten(kept[::-1], {})
 
+    def ordered(self) -> TensorGraph:
+        """The graph in an order that only depends on what is computed: operands first, from the first output on."""
+        producers, order = self.producers(), dict[Value, Operation]()
+        waiting = [base for view in reversed(self.outputs) for base in reversed(view.bases)]
+        while waiting:
+            value = waiting[-1]
+            operation = producers.get(value)
+            if operation is None or value in order:
+                waiting.pop()
+                continue
+            missing = [b for view in operation.inputs for b in view.bases if b in producers and b not in order]
+            if missing:
+                waiting += reversed(missing)
+            else:
+                order[value] = operation
+        return self.rewritten(list(order.values()), {})
+
     # -- text ---------------------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:

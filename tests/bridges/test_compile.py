@@ -14,11 +14,11 @@ from plena_jax.bridges.torch.llama import DecoderLayer  # noqa: E402
 from torch import nn  # noqa: E402
 
 import plena_jax as pj  # noqa: E402
+from tests.frontend import networks  # noqa: E402
+from tests.frontend.networks import NETWORKS, SMALL  # noqa: E402
+from tests.frontend.test_machine import leaves, relative  # noqa: E402
+from tests.lower.cases import machine  # noqa: E402
 
-from ..frontend import networks  # noqa: E402
-from ..frontend.networks import NETWORKS, SMALL  # noqa: E402
-from ..frontend.test_machine import leaves, relative  # noqa: E402
-from ..lower.cases import machine  # noqa: E402
 from . import models  # noqa: E402
 from .test_torch_models import CASES, seeded  # noqa: E402
 
@@ -105,7 +105,7 @@ def test_caches_are_kept_for_the_next_call() -> None:
             return self.total * 2
 
     x, module = torch.arange(48.0).view(3, 16), Counter()
-    program = compile(module, x, config=machine())
+    program = compile(module, x, config=machine(formats="float32"))
     for turn in (1, 2, 3):
         np.testing.assert_array_equal(np.asarray(program(x)), 2 * turn * x.numpy())
 
@@ -147,7 +147,13 @@ def test_tokens_choose_rows_of_a_table() -> None:
 
 
 def test_decoding_with_a_cache() -> None:
-    """Prefill and one more step give what torch gives, with the cache of the machine."""
-    config = models.Config()
-    module = seeded(lambda: models.CachedAttention(config, "slices"))
-    assert module is not None
+    """Steps of decoding with caches that the module writes in place."""
+    module, config = seeded(lambda: models.CachedAttention(models.Config(), "index_copy")), machine(formats="float32")
+    x = torch.randn((1, 1, 24), generator=torch.Generator().manual_seed(3))
+    for position in (torch.tensor([2]), torch.tensor([3])):
+        program = compile(module, x, position, config=config, static=["cache_position"])
+        assert "update" in [node.operator.name for node in program.lowered.graph.nodes]
+        found, wanted = np.asarray(program(x, position)), module(x, position).detach().numpy()
+        assert relative(found, wanted) < 1e-4
+        for name in ("keys", "values"):
+            assert relative(np.asarray(program.parameters[name]), getattr(module, name).detach().numpy()) < 1e-4

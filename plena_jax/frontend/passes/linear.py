@@ -32,15 +32,16 @@ def _biased_later(sweep: Sweep, operation: Operation) -> View | None:
         return None
     for total, bias in (operation.inputs, operation.inputs[::-1]):
         inner = sweep.producer(total, "add")
-        if inner is None:
+        if inner is None or total.index.min(initial=0) < 0:
             continue
+        seen = lambda view, at=total.index: view.moved(lambda index: index.reshape(-1)[at])
         for product, x in (inner.inputs, inner.inputs[::-1]):
             dot = sweep.producer(product, "dot")
             if dot is None or not sweep.hidden([dot, inner]):
                 continue
-            found = _with_bias(sweep, dot, seen_in(product, total.index), bias)
+            found = _with_bias(sweep, dot, seen(product), bias)
             if found is not None:
-                return sweep.add("add", seen_in(x, total.index), found, shape=total.shape)
+                return sweep.add("add", seen(x), found, shape=total.shape)
     return None
 
 
