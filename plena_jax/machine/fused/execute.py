@@ -1,0 +1,344 @@
+"""Running a schedule: one loop over wide steps, with the program as data.
+
+Every value has a slot of its own in ``values``, in the order of the steps, so that a step's results are one block that
+is written in place. Every step writes ``written_rows`` of them: those behind its own belong to later steps, which write
+them again. Nothing else is written until the end, but HBM.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from plena_jax.arithmetic import lift, lower
+from plena_jax.config import Formats, MachineConfig
+from plena_jax.machine.batching import any_lane, in_groups
+from plena_jax.machine.datapath import put_stored
+from plena_jax.machine.fused.families import (
+    COLUMNS,
+    KINDS,
+    WIDE,
+    Entry,
+    Family,
+    Machine,
+    transfer_step,
+    unit,
+    written_rows,
+)
+from plena_jax.machine.memories import Memories, has_subnormal
+from plena_jax.machine.semantics.matrix import fast_sums
+from plena_jax.machine.semantics.memory import h_store_v
+from plena_jax.machine.sums import LIFT, accumulate, is_finite
+
+#: A family and how many of its operations a step takes.
+Bucket = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop is compiled for.
+
+    Attributes:
+        config: the machine.
+        buckets: the branches of its switch.
+        strict: products add up in the machine's order; else as the backend's matrix product does.
+        clipped: for derivatives, see :class:`View`.
+    """
+
+    config: MachineConfig
+    buckets: tuple[Bucket, ...]
+    strict: bool = False
+    clipped: bool = False
+
+    @property
+    def stores(self) -> bool:
+        """Whether HBM is written."""
+        return any(family == Family.STORE for family, _ in self.buckets)
+
+
+class Move(enum.IntEnum):
+    """Copies between memories and values: first those at the start, then those at the end."""
+
+    VRAM_BLOCK = 0
+    VRAM_ROW = 1
+    CELLS_BLOCK = 2
+    CELLS_ROW = 3
+    #: One lane of a row of ``cells``, in every lane of a value.
+    SCALAR = 4
+    M_ACCUM = 5
+    TO_VRAM_BLOCK = 6
+    TO_VRAM_ROW = 7
+    TO_CELLS_BLOCK = 8
+    TO_CELLS_ROW = 9
+    TO_SCALAR = 10
+    TO_M_ACCUM = 11
+    TO_INT_SRAM = 12
+    TO_V_ACCUM = 13
+
+
+class Tables(NamedTuple):
+    """A schedule as data.
+
+    Attributes:
+        steps: int32 [n, 4]: branch, first slot, place in the pool, count of terms or rows.
+        count: int32 [], steps.
+        entries: int32 [slots, COLUMNS], at the slot of the operation's first value.
+        pool: int32 [n], lists of slots.
+        moves: int32 [n, 3]: slot, row, lane; by kind.
+        bounds: int32 [15], where the moves of each :class:`Move` begin.
+    """
+
+    steps: jax.Array
+    count: jax.Array
+    entries: jax.Array
+    pool: jax.Array
+    moves: jax.Array
+    bounds: jax.Array
+
+
+Rows = tuple[jax.Array, jax.Array]
+
+
+def execute(plan: Plan, memories: Memories, precision: Formats | None, tables: Tables) -> Memories:
+    """The memories after a schedule. Under ``vmap`` over memories or formats, machines take each step together."""
+
+    def run(data: tuple[Memories, Formats | None], tables: Tables) -> Memories:
+        memories, precision = data
+        final = run_values(plan, memories, precision, tables)[0]
+        # What is not returned is not copied for each machine.
+        return final if plan.stores else final._replace(hbm=final.hbm[:1])
+
+    final: Memories = in_groups(run, (memories, precision), (tables,))
+    return final if plan.stores else final._replace(hbm=memories.hbm)
+
+
+def run_values(plan: Plan, memories: Memories, precision: Formats | None, tables: Tables) -> tuple[Memories, jax.Array]:
+    """The memories after a schedule, and all values."""
+    values = loaded(plan.config, memories, tables)
+    values, hbm, careful = WideSteps(plan, precision, tables).run(values, memories.hbm, memories.careful)
+    return stored(plan.config, memories, tables, values)._replace(hbm=hbm, careful=careful), values
+
+
+class WideSteps:
+    """The loop over the steps of a schedule."""
+
+    def __init__(self, plan: Plan, precision: Formats | None, tables: Tables) -> None:
+        self.plan, self.config, self.precision, self.tables = plan, plan.config, precision, tables
+        self.branches = [(i, Family(f), size) for i, (f, size) in enumerate(plan.buckets) if f != Family.STORE]
+        #: Branches of the switch come first, stores last.
+        self.first_store = len(self.branches)
+
+    def run(self, values: jax.Array, hbm: jax.Array, careful: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Values, HBM, and whether some tile needs care, at the end."""
+        if not self.plan.stores:
+            _, values, careful = self._until(lambda i: i < self.tables.count, jnp.int32(0), values, hbm, careful)
+            return values, hbm, careful
+
+        def turn(carry: Any) -> Any:
+            index, values, hbm, careful = carry
+            computes = lambda i: (i < self.tables.count) & (self.step(i)[0] < self.first_store)
+            index, values, careful = self._until(computes, index, values, hbm, careful)
+            stores = lambda c: (c[0] < self.tables.count) & (self.step(c[0])[0] >= self.first_store)
+            store = lambda c: (c[0] + 1, self.store(self.step(c[0]), values, c[1]))
+            index, hbm = lax.while_loop(stores, store, (index, hbm))
+            return index, values, hbm, careful
+
+        start = (jnp.int32(0), values, hbm, careful)
+        return lax.while_loop(lambda c: c[0] < self.tables.count, turn, start)[1:]
+
+    def step(self, index: jax.Array) -> jax.Array:
+        """int32 [4]."""
+        return lax.dynamic_index_in_dim(self.tables.steps, index, keepdims=False, allow_negative_indices=False)
+
+    def _until(
+        self, goes_on: Callable[[jax.Array], jax.Array], index: jax.Array, values: jax.Array, hbm: jax.Array, careful: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def turn(carry: Any) -> Any:
+            index, values, careful = carry
+            step = self.step(index)
+            runs = [partial(self.branch, family, size) for _, family, size in self.branches]
+            new, found = lax.switch(step[0], runs, values, hbm, careful, step)
+            start = (step[1], jnp.int32(0))
+            values = lax.dynamic_update_slice(values, new, start, allow_negative_indices=False)
+            return index + 1, values, careful | any_lane(found)
+
+        return lax.while_loop(lambda c: goes_on(c[0]), turn, (index, values, careful))
+
+    # -- branches -----------------------------------------------------------------------------------------------------
+
+    def machine(self, hbm: jax.Array, careful: Any) -> Machine:
+        """What operations depend on."""
+        return Machine(self.config, hbm, careful, self.precision, self.plan.clipped)
+
+    def branch(
+        self, family: Family, size: int, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array
+    ) -> Rows:
+        """Results of a step, and whether there are tiles that need care among them."""
+        machine, found = self.machine(hbm, careful), jnp.bool_(False)
+        if family in (Family.PRODUCT, Family.PRODUCT_TRANSPOSED):
+            new = self.product(machine, family, size, values, step)
+        elif family is Family.ASSEMBLE:
+            new = self.assemble(machine, size, values, step)
+        else:
+            entries = self.entries(family, size, step)
+            rows = gather(values, self.operands(family, entries))
+            new = jax.vmap(partial(KINDS[family].compute, machine))(entries, rows).reshape(-1, self.config.vlen)
+            if family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
+                found = has_subnormal(new)
+        return jnp.pad(new, ((0, written_rows(self.config) - len(new)), (0, 0))), found
+
+    def entries(self, family: Family, size: int, step: jax.Array) -> jax.Array:
+        """int32 [size, COLUMNS]."""
+        rows = unit(family, self.config)
+        start = (step[1], jnp.int32(0))
+        entries = lax.dynamic_slice(self.tables.entries, start, (size * rows, COLUMNS), allow_negative_indices=False)
+        return entries[::rows]
+
+    def operands(self, family: Family, entries: jax.Array) -> jax.Array:
+        """int32 [size, k]: slots."""
+        return jax.vmap(lambda entry: KINDS[family].operands(self.config, entry, self.tables.pool))(entries)
+
+    def list(self, start: jax.Array, count: int) -> jax.Array:
+        """Part of the pool."""
+        return lax.dynamic_slice(self.tables.pool, (start,), (count,), allow_negative_indices=False)
+
+    # -- products -----------------------------------------------------------------------------------------------------
+
+    def terms(self, family: Family, size: int, values: jax.Array, step: jax.Array, term: Any) -> Rows:
+        """float32 [size, MLEN] and [MLEN, MLEN]: one pair of factors of a product."""
+        at = self.list(step[2] + term * (1 + size), 1 + size)
+        start = (at[0] >> 1, jnp.int32(0))
+        tile = lax.dynamic_slice(values, start, (self.config.mlen, self.config.mlen), allow_negative_indices=False)
+        if family is Family.PRODUCT_TRANSPOSED:
+            tile = jnp.where(at[0] & 1 == 1, tile.T, tile)
+        return gather(values, at[1:]), tile
+
+    def product(self, machine: Machine, family: Family, size: int, values: jax.Array, step: jax.Array) -> jax.Array:
+        """Rows times tiles, one tile after the other; again with care if that was too fast."""
+        view = machine.view(values, values)
+        zero = jnp.zeros((size, self.config.mlen), jnp.float32)
+
+        def total(add: Callable[..., jax.Array]) -> jax.Array:
+            turn = lambda term, a: add(a, *self.terms(family, size, values, step, term))
+            return lax.fori_loop(0, step[3], turn, zero)
+
+        if self.plan.strict:
+            fast = total(fast_sums(view))
+        else:
+            dot = lambda a, x, w: a + jnp.dot(lift(x, LIFT), w, precision=lax.Precision.HIGHEST)
+            lifted = total(dot)
+            fast = jnp.where(is_finite(lifted), lower(lifted, LIFT), jnp.float32(jnp.nan))
+        good = ~any_lane(jnp.any(~is_finite(fast)) | machine.careful)
+        result = lax.cond(good, lambda: fast, lambda: total(accumulate))
+        start = (step[1], jnp.int32(0))
+        entries = lax.dynamic_slice(self.tables.entries, start, (size, COLUMNS), allow_negative_indices=False)
+        # A row of vector SRAM is rounded, as M_MM_WO does; what is put together of several is later.
+        return jnp.where(entries[:, Entry.ARGUMENT, None] == 1, view.round(result), result)
+
+    def assemble(self, machine: Machine, size: int, values: jax.Array, step: jax.Array) -> jax.Array:
+        """Rows of blocks of BLEN lanes, which are rounded but where they are those of the old row."""
+        codes = self.codes(size, step)
+        blocks = gather(values.reshape(-1, self.config.blen), jnp.where(codes < 0, ~codes, codes))
+        rows = blocks.reshape(size, self.config.vlen)
+        kept = jnp.repeat(codes < 0, self.config.blen, axis=1)
+        return jnp.where(kept, rows, machine.view(rows, rows).round(rows))
+
+    def codes(self, size: int, step: jax.Array) -> jax.Array:
+        """int32 [size, blocks]: numbers of blocks, inverted if of the old row."""
+        places = self.entries(Family.ASSEMBLE, size, step)[:, Entry.POOL]
+        return jax.vmap(lambda place: self.list(place, self.config.mlen // self.config.blen))(places)
+
+    # -- stores -------------------------------------------------------------------------------------------------------
+
+    def store(self, step: jax.Array, values: jax.Array, hbm: jax.Array) -> jax.Array:
+        """HBM with the rows of a step."""
+        entries = self.stores(step)
+        machine, rows = self.machine(hbm, False), gather(values, entries[:, Entry.D])
+        steps = jax.vmap(lambda entry: transfer_step(entry, entry[Entry.ARGUMENT]))(entries)
+        data = jax.vmap(lambda row, s: h_store_v(machine.view(row[None], row[None]), s))(rows, steps)
+
+        def put(index: Any, hbm: jax.Array) -> jax.Array:
+            take = lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False, allow_negative_indices=False)
+            return put_stored(self.config, jax.tree.map(take, steps), jax.tree.map(take, data), hbm)
+
+        return lax.fori_loop(0, step[3], put, hbm)
+
+    def stores(self, step: jax.Array) -> jax.Array:
+        """int32 [WIDE, COLUMNS]: entries of a step of stores."""
+        return self.list(step[2], WIDE * COLUMNS).reshape(WIDE, COLUMNS)
+
+
+def gather(values: jax.Array, slots: jax.Array) -> jax.Array:
+    """float32 [..., lanes]: rows at slots; what lies behind a step's own entries may be anything."""
+    return values.at[slots].get(mode="clip", wrap_negative_indices=False)
+
+
+# -- between memories and values --------------------------------------------------------------------------------------
+
+
+def _each(tables: Tables, kind: Move, function: Callable[[Any, jax.Array], Any], carry: Any) -> Any:
+    """``carry`` after ``function(carry, move)`` for each move of a kind."""
+    take = lambda i: lax.dynamic_index_in_dim(tables.moves, i, keepdims=False, allow_negative_indices=False)
+    return lax.fori_loop(tables.bounds[kind], tables.bounds[kind + 1], lambda i, c: function(c, take(i)), carry)
+
+
+def _copy(target: jax.Array, at: Any, source: jax.Array, start: Any, rows: int) -> jax.Array:
+    zero = jnp.int32(0)
+    block = lax.dynamic_slice(source, (start, zero), (rows, source.shape[1]), allow_negative_indices=False)
+    return lax.dynamic_update_slice(target, block, (at, zero), allow_negative_indices=False)
+
+
+_BLOCKS = ((Move.VRAM_BLOCK, WIDE), (Move.VRAM_ROW, 1), (Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1))
+
+
+def loaded(config: MachineConfig, memories: Memories, tables: Tables) -> jax.Array:
+    """Values at the start: what the schedule reads of the memories."""
+    values = jnp.zeros((tables.entries.shape[0], config.vlen), jnp.float32)
+    for kind, rows in _BLOCKS:
+        source = memories.vram if kind < Move.CELLS_BLOCK else memories.cells
+        if source.shape[0] >= rows:
+            values = _each(tables, kind, lambda v, m, s=source, n=rows: _copy(v, m[0], s, m[1], n), values)
+
+    def scalar(values: jax.Array, move: jax.Array) -> jax.Array:
+        one = lax.dynamic_slice(memories.cells, (move[1], move[2]), (1, 1), allow_negative_indices=False)
+        row = jnp.broadcast_to(one, (1, config.vlen))
+        return lax.dynamic_update_slice(values, row, (move[0], jnp.int32(0)), allow_negative_indices=False)
+
+    values = _each(tables, Move.SCALAR, scalar, values)
+    m_accum = jnp.pad(memories.m_accum, ((0, 0), (0, config.vlen - config.blen)))
+    return _each(tables, Move.M_ACCUM, lambda v, m: _copy(v, m[0], m_accum, m[1], 1), values)
+
+
+def stored(config: MachineConfig, memories: Memories, tables: Tables, values: jax.Array) -> Memories:
+    """The memories at the end."""
+    vram, cells = memories.vram, memories.cells
+    for (kind, rows), is_vram in zip(_BLOCKS, (True, True, False, False), strict=True):
+        target = vram if is_vram else cells
+        if target.shape[0] >= rows:
+            kind = Move(kind + Move.TO_VRAM_BLOCK)
+            target = _each(tables, kind, lambda t, m, n=rows: _copy(t, m[1], values, m[0], n), target)
+        vram, cells = (target, cells) if is_vram else (vram, target)
+
+    def part(target: jax.Array, move: jax.Array, lane: Any, lanes: int) -> jax.Array:
+        taken = lax.dynamic_slice(values, (move[0], lane), (1, lanes), allow_negative_indices=False)
+        return lax.dynamic_update_slice(target, taken, (move[1], move[2] - lane), allow_negative_indices=False)
+
+    cells = _each(tables, Move.TO_SCALAR, lambda c, m: part(c, m, jnp.int32(0), 1), cells)
+    m_accum = _each(tables, Move.TO_M_ACCUM, lambda a, m: part(a, m, m[2], config.blen), memories.m_accum)
+
+    cells = _each(tables, Move.TO_V_ACCUM, lambda c, m: part(c, m, m[2], config.blen), cells)
+
+    def entry(int_sram: jax.Array, move: jax.Array) -> jax.Array:
+        bits = lax.bitcast_convert_type(values, jnp.uint32)
+        word = lax.dynamic_slice(bits, (move[0], jnp.int32(0)), (1, 1), allow_negative_indices=False)[0]
+        return lax.dynamic_update_slice(int_sram, word, (move[1],), allow_negative_indices=False)
+
+    int_sram = _each(tables, Move.TO_INT_SRAM, entry, memories.int_sram)
+    return memories._replace(vram=vram, cells=cells, m_accum=m_accum, int_sram=int_sram)
