@@ -18,13 +18,10 @@ _FAMILIES = {
 }
 
 
-def hbm_edges(a: Accesses) -> Edges:
-    """What must come before what because of HBM; nothing for programs without stores."""
+def hbm_edges(a: Accesses) -> tuple[Edges, int]:
+    """What must come before what because of HBM; and one past the last byte that is read."""
     node, ints = a.entries["node"], a.ints
     family = a.nodes["family"][node] if len(node) else node
-    none = np.zeros(0, np.int64)
-    if not (family == Family.STORE).any():
-        return Edges(none, none)
     transfers = Transfers.of(a.config)
     ranges = []
     for which, (unit, kv) in _FAMILIES.items():
@@ -34,12 +31,16 @@ def hbm_edges(a: Accesses) -> Edges:
     for kv in (0, 1):
         of = np.nonzero((family == Family.STORE) & (ints[:, Entry.ARGUMENT] == kv))[0]
         ranges += _ranges(ints[of], node[of], transfers.vector[kv], 1, True)
-    starts, sizes, nodes, stores = (np.concatenate([np.atleast_1d(r[i]) for r in ranges]) for i in range(4))
+    starts, sizes, nodes, stores = (np.concatenate([r[i] for r in ranges]) for i in range(4))
+    top = int((starts + sizes)[~stores.astype(bool)].max(initial=0))
+    if not stores.any():
+        none = np.zeros(0, np.int64)
+        return Edges(none, none), top
     step = int(np.gcd.reduce(np.concatenate([starts, sizes]))) or 1
     units = -(-sizes // step)
     of = np.repeat(np.arange(len(starts)), units)
     place = starts[of] // step + np.arange(len(of)) - np.repeat(np.cumsum(units) - units, units)
-    return _ordered(place, nodes[of], stores[of], a.nodes["key"])
+    return _ordered(place, nodes[of], stores[of], a.nodes["key"]), top
 
 
 def _ranges(ints: Ints, node: Ints, transfer: object, rows: int, store: bool) -> list[tuple[Ints, Ints, Ints, Ints]]:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from plena_jax.bits import Array
 from plena_jax.config import MachineConfig
 from plena_jax.machine.ahead import integers_of
-from plena_jax.machine.compiled import finished, packed
-from plena_jax.machine.fused.execute import Bucket, Plan, Tables, execute
+from plena_jax.machine.fused.execute import Bucket, Plan, Tables, run_values
 from plena_jax.machine.fused.schedule import Schedule, schedule
+from plena_jax.machine.memories import Memories, pack_memories, unpack_memories
 from plena_jax.machine.resolved import Trace, integers_after
-from plena_jax.machine.state import MachineState
+from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, allocated_hbm
 
 #: Records that are scheduled together: more take more memory, a row of VLEN for each.
 PIECE = 1 << 18
-
-_execute = jax.jit(execute, static_argnums=0, donate_argnums=1)
-
 
 @dataclass(frozen=True, eq=False)
 class Fused:
@@ -52,6 +50,19 @@ class Fused:
                     self._placed[plan] = [jax.device_put(_numbered(s, plan.buckets)) for s in self.schedules]
             return self._placed[plan]
 
+    def integers(self, state: MachineState) -> dict[str, Any]:
+        """The integer fields after a run from ``state``; those of the state seen last are kept."""
+        leaves = [leaf for name in INTEGER_FIELDS for leaf in jax.tree.leaves(getattr(state, name))]
+        held = self._ends.get("last")
+        if held is None or any(a is not b for a, b in zip(held[0], leaves, strict=True)):
+            held = leaves, jax.device_put(integers_after(self.trace, integers_of(state)))
+            self._ends["last"] = held
+        return held[1]
+
+    @cached_property
+    def _ends(self) -> dict[str, tuple[list[Any], dict[str, Any]]]:
+        return {}
+
     @cached_property
     def _placed(self) -> dict[Plan, list[Tables]]:
         return {}
@@ -67,7 +78,7 @@ def _numbered(schedule: Schedule, buckets: tuple[Bucket, ...]) -> Tables:
 
 
 _fused: weakref.WeakKeyDictionary[Trace, Fused] = weakref.WeakKeyDictionary()
-_plans: dict[tuple[MachineConfig, bool, bool], list[Plan]] = {}
+_plans: dict[tuple[Any, ...], list[Plan]] = {}
 _lock = threading.RLock()
 
 
@@ -81,39 +92,78 @@ def fuse(trace: Trace) -> Fused:
         return _fused[trace]
 
 
-def plan_for(fused: Fused, strict: bool, clipped: bool = False) -> Plan:
-    """A plan with all branches that a trace needs: one that is there, if that will do."""
+def plan_for(fused: Fused, hbm: Array, strict: bool, clipped: bool = False) -> Plan:
+    """A plan with all branches that a trace needs on such an HBM: one that is there, if that will do."""
     config, buckets = fused.trace.config, fused.buckets
+    inside = max((s.read_to for s in fused.schedules), default=0) <= allocated_hbm(hbm, config)
     with _lock:
-        plans = _plans.setdefault((config, strict, clipped), [])
+        plans = _plans.setdefault((config, strict, clipped, inside), [])
         for plan in plans:
             if set(buckets) <= set(plan.buckets):
                 return plan
-        plans.append(Plan(config, buckets, strict, clipped))
+        plans.append(Plan(config, buckets, strict, clipped, inside))
         return plans[-1]
 
 
-def run_fused(
-    trace: Trace,
-    state: MachineState,
-    donate: bool = False,
-    progress: Callable[[int], None] | None = None,
-    strict: bool = False,
-) -> MachineState:
+# -- concrete states --------------------------------------------------------------------------------------------------
+
+
+class _End(NamedTuple):
+    """What is known of the end of a run: drained accumulators, INT SRAM, and which entries V_TOPK has written."""
+
+    fresh: Any
+    int_sram: Any
+    unknown: Any
+
+
+def _memories(config: MachineConfig, floats: dict[str, jax.Array], int_sram: jax.Array) -> tuple[MachineState, Memories]:
+    state = MachineState.create(config, vram_rows=1, hbm_bytes=0).replace(**floats, int_sram=int_sram)
+    return state, pack_memories(config, state)
+
+
+def _run(
+    plan: Plan, floats: dict[str, jax.Array], int_sram: jax.Array, tables: list[Tables], scratch: list[jax.Array], end: _End
+) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+    """Float fields and INT SRAM after all pieces, but those that do not change; and the scratch memory."""
+    state, memories = _memories(plan.config, floats, int_sram)
+    for index, table in enumerate(tables):
+        memories, values = run_values(plan, memories, None, table, scratch[index])
+        scratch = [*scratch[:index], values, *scratch[index + 1 :]]
+    final = unpack_memories(plan.config, memories, state, end.fresh)
+    result = {name: getattr(final, name) for name in FLOAT_FIELDS if name not in plan.unchanged}
+    return result | {"int_sram": jnp.where(end.unknown, memories.int_sram, end.int_sram)}, scratch
+
+
+_run_copies = jax.jit(_run, static_argnums=0, donate_argnames="scratch")
+_run_donating = jax.jit(_run, static_argnums=0, donate_argnames=("floats", "scratch"))
+#: Memory for values, by shape: it need not be cleared.
+_scratch: dict[tuple[int, int], jax.Array] = {}
+
+
+def _borrowed(tables: list[Tables], config: MachineConfig) -> list[jax.Array]:
+    found = []
+    for table in tables:
+        shape = table.entries.shape[0], config.vlen
+        with _lock:
+            held = _scratch.pop(shape, None)
+        found.append(jnp.zeros(shape, jnp.float32) if held is None else held)
+    return found
+
+
+def run_fused(trace: Trace, state: MachineState, donate: bool = False, strict: bool = False) -> MachineState:
     """Run a trace on the memories of a concrete ``state``; see :func:`~plena_jax.machine.resolved.run_trace`.
 
     Args:
-        trace, state, donate, progress: as there.
+        trace, state, donate: as there.
         strict: products add up in the machine's order.
     """
-    integers: dict[str, Any] = integers_after(trace, integers_of(state))
     fused = fuse(trace)
-    plan = plan_for(fused, strict)
-    memories, done = packed(trace.config, state, donate), 0
-    for tables in fused.tables(plan):
-        memories = _execute(plan, memories, None, tables)
-        done = min(done + PIECE, len(trace))
-        if progress is not None:
-            jax.block_until_ready(memories.m_accum)
-            progress(done)
-    return finished(trace.config, memories, state, integers, trace.fresh, trace.unknown)
+    plan = plan_for(fused, state.hbm, strict)
+    tables, integers = fused.tables(plan), fused.integers(state)
+    floats = {name: getattr(state, name) for name in FLOAT_FIELDS}
+    end = _End(np.uint32(trace.fresh), integers["int_sram"], trace.unknown)
+    run = _run_donating if donate else _run_copies
+    results, scratch = run(plan, floats, state.int_sram, tables, _borrowed(tables, plan.config), end)
+    with _lock:
+        _scratch.update({values.shape: values for values in scratch})
+    return state.replace(**(integers | results))

@@ -49,18 +49,25 @@ class Plan:
         config: the machine.
         buckets: the branches of its switch.
         strict: products add up in the machine's order; else as the backend's matrix product does.
-        clipped: for derivatives, see :class:`View`.
+        clipped, inside: see :class:`View`.
     """
 
     config: MachineConfig
     buckets: tuple[Bucket, ...]
     strict: bool = False
     clipped: bool = False
+    inside: bool = False
 
     @property
     def stores(self) -> bool:
         """Whether HBM is written."""
         return any(family == Family.STORE for family, _ in self.buckets)
+
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """Fields of the state that a run leaves as they are."""
+        loads = any(family in (Family.PREFETCH_M, Family.PREFETCH_M_KV) for family, _ in self.buckets)
+        return ("bmm_scale", *(() if self.stores else ("hbm",)), *(() if loads else ("mram",)))
 
 
 class Move(enum.IntEnum):
@@ -111,7 +118,8 @@ def execute(plan: Plan, memories: Memories, precision: Formats | None, tables: T
 
     def run(data: tuple[Memories, Formats | None], tables: Tables) -> Memories:
         memories, precision = data
-        final = run_values(plan, memories, precision, tables)[0]
+        values = jnp.zeros((tables.entries.shape[0], plan.config.vlen), jnp.float32)
+        final = run_values(plan, memories, precision, tables, values)[0]
         # What is not returned is not copied for each machine.
         return final if plan.stores else final._replace(hbm=final.hbm[:1])
 
@@ -119,9 +127,11 @@ def execute(plan: Plan, memories: Memories, precision: Formats | None, tables: T
     return final if plan.stores else final._replace(hbm=memories.hbm)
 
 
-def run_values(plan: Plan, memories: Memories, precision: Formats | None, tables: Tables) -> tuple[Memories, jax.Array]:
-    """The memories after a schedule, and all values."""
-    values = loaded(plan.config, memories, tables)
+def run_values(
+    plan: Plan, memories: Memories, precision: Formats | None, tables: Tables, values: jax.Array
+) -> tuple[Memories, jax.Array]:
+    """The memories after a schedule, and all values; ``values`` [slots, VLEN] may hold anything."""
+    values = loaded(plan.config, memories, tables, values)
     values, hbm, careful = WideSteps(plan, precision, tables).run(values, memories.hbm, memories.careful)
     return stored(plan.config, memories, tables, values)._replace(hbm=hbm, careful=careful), values
 
@@ -175,7 +185,7 @@ class WideSteps:
 
     def machine(self, hbm: jax.Array, careful: Any) -> Machine:
         """What operations depend on."""
-        return Machine(self.config, hbm, careful, self.precision, self.plan.clipped)
+        return Machine(self.config, hbm, careful, self.precision, self.plan.clipped, self.plan.inside)
 
     def branch(
         self, family: Family, size: int, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array
@@ -191,7 +201,9 @@ class WideSteps:
             rows = gather(values, self.operands(family, entries))
             new = jax.vmap(partial(KINDS[family].compute, machine))(entries, rows).reshape(-1, self.config.vlen)
             if family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
-                found = has_subnormal(new)
+                # Behind the step's own blocks may be anything.
+                own = jnp.arange(len(new)) < step[3] * unit(family, self.config)
+                found = has_subnormal(jnp.where(own[:, None], new, jnp.float32(0)))
         return jnp.pad(new, ((0, written_rows(self.config) - len(new)), (0, 0))), found
 
     def entries(self, family: Family, size: int, step: jax.Array) -> jax.Array:
@@ -298,9 +310,9 @@ def _copy(target: jax.Array, at: Any, source: jax.Array, start: Any, rows: int) 
 _BLOCKS = ((Move.VRAM_BLOCK, WIDE), (Move.VRAM_ROW, 1), (Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1))
 
 
-def loaded(config: MachineConfig, memories: Memories, tables: Tables) -> jax.Array:
-    """Values at the start: what the schedule reads of the memories."""
-    values = jnp.zeros((tables.entries.shape[0], config.vlen), jnp.float32)
+def loaded(config: MachineConfig, memories: Memories, tables: Tables, values: jax.Array) -> jax.Array:
+    """Values at the start: zeros in slot 0, and what the schedule reads of the memories."""
+    values = values.at[0].set(0.0)
     for kind, rows in _BLOCKS:
         source = memories.vram if kind < Move.CELLS_BLOCK else memories.cells
         if source.shape[0] >= rows:

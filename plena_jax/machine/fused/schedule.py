@@ -6,7 +6,7 @@ so those of one family run together, in steps of a few sizes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ class Schedule:
         steps, values: used.
         groups: int64 [n, 4], level, family, operations and records of each group.
         levels: of the longest chain of operations.
+        read_to: one past the last byte of HBM that it reads.
     """
 
     tables: Tables
@@ -47,6 +48,7 @@ class Schedule:
     values: int
     groups: np.ndarray
     levels: int
+    read_to: int = 0
 
 
 def schedule(records: np.ndarray, config: MachineConfig, vram_rows: int) -> Schedule:
@@ -54,9 +56,9 @@ def schedule(records: np.ndarray, config: MachineConfig, vram_rows: int) -> Sche
     a = accesses(records, Resources(config, vram_rows))
     c = chains(a)
     v = versions(a, c)
-    ordered_edges = [v.edges, hbm_edges(a)]
-    edges = Edges(*(np.concatenate([e[i] for e in ordered_edges]) for i in (0, 1)))
-    return _Scheduler(a, v, edges).build()
+    transfers, top = hbm_edges(a)
+    edges = Edges(*(np.concatenate([e[i] for e in (v.edges, transfers)]) for i in (0, 1)))
+    return replace(_Scheduler(a, v, edges).build(), read_to=top)
 
 
 # -- levels -----------------------------------------------------------------------------------------------------------
@@ -147,7 +149,10 @@ class _Scheduler:
         sequence = np.zeros(len(v.family), np.int64)
         products = slice(self.operations, self.operations + len(v.products.first))
         sequence[products] = v.products.sequence + 1
-        order = nodes[np.lexsort((v.key[nodes], sequence[nodes], v.family[nodes], self.level[nodes]))]
+        # Rows of a product in the order of the program, which is mostly that of VRAM.
+        place = v.key.copy()
+        place[products] = v.products.first
+        order = nodes[np.lexsort((place[nodes], sequence[nodes], v.family[nodes], self.level[nodes]))]
         same = np.stack([self.level[order], v.family[order], sequence[order]])
         new = np.ones(len(order), bool)
         new[1:] = (same[:, 1:] != same[:, :-1]).any(axis=0)

@@ -274,8 +274,9 @@ class _Builder:
         rounds_old[local[block_versions[blocks.vector]]] = True
         last_key = np.zeros(len(made), np.int64)
         last_key[local[block_versions]] = blocks.key
-        of_chain = np.concatenate([chain_rows.of_chain, np.zeros(1, np.int64)])
-        product = np.where(blocks.chain >= 0, np.append(product_of, 0)[of_chain[blocks.chain] + blocks.row], -1)
+        in_product = blocks.chain >= 0
+        product = np.full(len(blocks.key), -1)
+        product[in_product] = product_of[chain_rows.of_chain[blocks.chain[in_product]] + blocks.row[in_product]]
         whole = self._whole(source, product)
         node[made[whole >= 0]] = operations + whole[whole >= 0]
         rounded = np.zeros(len(products.first), bool)
