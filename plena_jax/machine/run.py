@@ -22,7 +22,7 @@ from plena_jax.machine.decode import decode
 from plena_jax.machine.differentiate import refuse
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
-from plena_jax.machine.fused.engine import run_fused
+from plena_jax.machine.fused.engine import compile_fused, run_fused
 from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
 from plena_jax.machine.segments import Gradient
 from plena_jax.machine.state import (
@@ -66,11 +66,12 @@ def engine_for(
     """Which engine :func:`run` takes for a program on a state.
 
     Where no address depends on data that is the resolved engine, or, for a long trace on a concrete state, the fused
-    one; else the architectural one. Takes the arguments of :func:`run`; ``progress`` is called with the number of instructions resolved.
+    one; else the architectural one. Takes the arguments of :func:`run`; ``progress`` is called with the number of
+    instructions resolved.
 
     Raises:
-        EngineError: "resolved" or "fused" was asked for and cannot be, or the state's pc is outside the program; the message says
-            why.
+        EngineError: "resolved" or "fused" was asked for and cannot be, or the state's pc is outside the program; the
+            message says why.
         ProgramError: the machine refuses to load the program.
     """
     if engine not in get_args(Engine):
@@ -115,14 +116,18 @@ def prepare(
     """
     program = _program(program)
     _check(state, config, max_instructions)
-    if not _is_tracing():
+    if engine != "fused" and not _is_tracing():
         compile_ahead(config, state)
     choice = engine_for(program, state, config, engine, max_instructions, progress)
     if choice.trace is not None:
         state = allocate(state, config, choice.trace.vram_rows, choice.trace.hbm_bytes)
     else:
         compile_control(program, config, state)
-    compile_all(config, state)
+    if choice.name == "fused":
+        assert choice.trace is not None
+        compile_fused(choice.trace, state, engine == "auto")
+    else:
+        compile_all(config, state)
     return choice
 
 
@@ -144,8 +149,8 @@ def run(
 
     Works inside ``jit`` and ``vmap``; there a fault is only recorded in ``state.status`` (see :class:`Fault`), and on
     the architectural engine memories do not grow. All engines end in the same state, bit for bit (but see ``strict``).
-    On the resolved engine a run can be differentiated with respect to VRAM, matrix and FP SRAM, f registers, accumulators and the
-    values face of HBM.
+    On the resolved engine a run can be differentiated with respect to VRAM, matrix and FP SRAM, f registers,
+    accumulators and the values face of HBM.
 
     Args:
         program: a :class:`Program`, or its machine words.
@@ -163,8 +168,8 @@ def run(
             sweeps them. HBM must show its values face, and lies where the formats of ``config`` put it. Resolved engine
             only.
         gradient: how the run is differentiated.
-        strict: on the fused engine, products of the matrix unit add up in the machine's order, at some cost. Else as the
-            backend's matrix product does: now and then a rounded result is the next number. By default only where
+        strict: on the fused engine, products of the matrix unit add up in the machine's order, at some cost. Else as
+            the backend's matrix product does: now and then a rounded result is the next number. By default only where
             "auto" takes that engine.
 
     Raises:

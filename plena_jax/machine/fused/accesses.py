@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from plena_jax.machine.record import Flag, Record
 from plena_jax.machine.semantics import Stage, branches
 from plena_jax.machine.semantics.matrix import wide_rows
 from plena_jax.machine.semantics.vector import TOPK_ENTRIES
+from plena_jax.machine.transfer import Transfer, Transfers
 
 Ints = np.ndarray
 _F_REGISTERS = 8
@@ -165,7 +167,7 @@ class Accesses:
         """int64: a column of some records."""
         return self.records[index, name].astype(np.int64)
 
-    def add(self, family: Family, index: Ints, rows: int = 1, each: int = 1, listed: int = 0, **ints: Ints | int) -> Ints:
+    def add(self, family: Family, index: Ints, rows: int = 1, each: int = 1, listed: int = 0, **ints: Any) -> Ints:
         """Operations of records ``index``, each with ``each`` entries; returns the entries. Lower-case columns."""
         size = len(index)
         first = self.nodes.add(size, family=int(family), rows=rows * each, key=index)
@@ -324,7 +326,7 @@ def single_blocks(a: Accesses, family: Family, index: Ints) -> None:
 # -- transfers, top k -------------------------------------------------------------------------------------------------
 
 
-def _transfer_columns(a: Accesses, index: Ints, part: Ints) -> dict[str, Ints]:
+def _transfer_columns(a: Accesses, index: Ints, part: Ints) -> dict[str, Any]:
     column = lambda name: a.column(name, index)
     return {
         "a": column(Record.RS1),
@@ -336,11 +338,16 @@ def _transfer_columns(a: Accesses, index: Ints, part: Ints) -> dict[str, Ints]:
     }
 
 
+def _precision(a: Accesses, index: Ints, transfers: tuple[Transfer, Transfer]) -> Ints:
+    """0 or 1 for the format of each; 0 where both are the same."""
+    return a.column(Record.ARGUMENT, index) * (transfers[0] != transfers[1])
+
+
 def _prefetch_tiles(a: Accesses, index: Ints) -> None:
     config, size = a.config, wide_rows(a.config)
     tiles, blocks = config.prefetch_m_rows // config.mlen, config.mlen // size
     for kv, family in enumerate((Family.PREFETCH_M, Family.PREFETCH_M_KV)):
-        of = index[a.column(Record.ARGUMENT, index) == kv]
+        of = index[_precision(a, index, Transfers.of(config).matrix) == kv]
         if len(of):
             of, tile = _parts(of, tiles)
             part = np.repeat(tile * blocks, blocks) + np.tile(np.arange(blocks), len(of))
@@ -351,7 +358,7 @@ def _prefetch_tiles(a: Accesses, index: Ints) -> None:
 
 def _prefetch_rows(a: Accesses, index: Ints) -> None:
     for kv, family in enumerate((Family.PREFETCH_V, Family.PREFETCH_V_KV)):
-        of = index[a.column(Record.ARGUMENT, index) == kv]
+        of = index[_precision(a, index, Transfers.of(a.config).vector) == kv]
         of, part = _each_part(a, of)
         if len(of):
             entry = a.add(family, of, **_transfer_columns(a, of, part))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from plena_jax.bits import Array
 from plena_jax.config import MachineConfig
 from plena_jax.machine.ahead import integers_of
 from plena_jax.machine.fused.execute import Bucket, Plan, Tables, run_values
+from plena_jax.machine.fused.families import Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
 from plena_jax.machine.memories import Memories, pack_memories, unpack_memories
 from plena_jax.machine.resolved import Trace, integers_after
@@ -23,6 +25,7 @@ from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, 
 
 #: Records that are scheduled together: more take more memory, a row of VLEN for each.
 PIECE = 1 << 18
+
 
 @dataclass(frozen=True, eq=False)
 class Fused:
@@ -101,8 +104,29 @@ def plan_for(fused: Fused, hbm: Array, strict: bool, clipped: bool = False) -> P
         for plan in plans:
             if set(buckets) <= set(plan.buckets):
                 return plan
-        plans.append(Plan(config, buckets, strict, clipped, inside))
+        plans.append(Plan(config, _common(buckets, config), strict, clipped, inside))
         return plans[-1]
+
+
+#: What most programs take.
+_COMMON = {
+    *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT, Family.MOVE, Family.SUM),
+    *(Family.MAX, Family.MAP, Family.ASSEMBLE, Family.PRODUCT, Family.PREFETCH_M, Family.PREFETCH_V),
+}
+
+
+def _common(buckets: tuple[Bucket, ...], config: MachineConfig) -> tuple[Bucket, ...]:
+    """Few different sets with these buckets in them, so that compiled code is shared: the common ones, or all."""
+    families = {Family(family) for family, _ in buckets}
+    usual = families <= {*_COMMON, Family.STORE}
+    wanted = _COMMON if usual else set(Family) - {Family.STORE}
+    # Code for stores has a price even if it does not run: HBM is copied.
+    return all_buckets(config, wanted | (families & {Family.STORE}))
+
+
+def all_buckets(config: MachineConfig, families: Collection[Family] = tuple(Family)) -> tuple[Bucket, ...]:
+    """All buckets of some families."""
+    return tuple((int(family), size) for family in sorted(families) for size in sorted(set(sizes(family, config))))
 
 
 # -- concrete states --------------------------------------------------------------------------------------------------
@@ -116,13 +140,20 @@ class _End(NamedTuple):
     unknown: Any
 
 
-def _memories(config: MachineConfig, floats: dict[str, jax.Array], int_sram: jax.Array) -> tuple[MachineState, Memories]:
+def _memories(
+    config: MachineConfig, floats: dict[str, jax.Array], int_sram: jax.Array
+) -> tuple[MachineState, Memories]:
     state = MachineState.create(config, vram_rows=1, hbm_bytes=0).replace(**floats, int_sram=int_sram)
     return state, pack_memories(config, state)
 
 
 def _run(
-    plan: Plan, floats: dict[str, jax.Array], int_sram: jax.Array, tables: list[Tables], scratch: list[jax.Array], end: _End
+    plan: Plan,
+    floats: dict[str, jax.Array],
+    int_sram: jax.Array,
+    tables: list[Tables],
+    scratch: list[jax.Array],
+    end: _End,
 ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
     """Float fields and INT SRAM after all pieces, but those that do not change; and the scratch memory."""
     state, memories = _memories(plan.config, floats, int_sram)
@@ -148,6 +179,18 @@ def _borrowed(tables: list[Tables], config: MachineConfig) -> list[jax.Array]:
             held = _scratch.pop(shape, None)
         found.append(jnp.zeros(shape, jnp.float32) if held is None else held)
     return found
+
+
+def compile_fused(trace: Trace, state: MachineState, strict: bool) -> None:
+    """Schedule a trace and compile what a run from ``state`` needs: run nothing on it."""
+    fused = fuse(trace)
+    plan = plan_for(fused, state.hbm, strict)
+    nothing = lambda table: table._replace(length=np.int32(0), bounds=np.zeros_like(table.bounds))
+    tables = [nothing(table) for table in fused.tables(plan)]
+    end = _End(np.uint32(trace.fresh), state.int_sram, trace.unknown)
+    for run in (_run_copies, _run_donating):
+        floats = {name: jnp.copy(getattr(state, name)) for name in FLOAT_FIELDS}
+        jax.block_until_ready(run(plan, floats, state.int_sram, tables, _borrowed(tables, plan.config), end))
 
 
 def run_fused(trace: Trace, state: MachineState, donate: bool = False, strict: bool = False) -> MachineState:

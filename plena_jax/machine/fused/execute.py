@@ -8,6 +8,7 @@ them again. Nothing else is written until the end, but HBM.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from plena_jax.arithmetic import lift, lower
+from plena_jax.bits import Array
 from plena_jax.config import Formats, MachineConfig
 from plena_jax.machine.batching import any_lane, in_groups
 from plena_jax.machine.datapath import put_stored
@@ -95,22 +97,23 @@ class Tables(NamedTuple):
 
     Attributes:
         steps: int32 [n, 4]: branch, first slot, place in the pool, count of terms or rows.
-        count: int32 [], steps.
+        length: int32 [], steps.
         entries: int32 [slots, COLUMNS], at the slot of the operation's first value.
         pool: int32 [n], lists of slots.
         moves: int32 [n, 3]: slot, row, lane; by kind.
         bounds: int32 [15], where the moves of each :class:`Move` begin.
     """
 
-    steps: jax.Array
-    count: jax.Array
-    entries: jax.Array
-    pool: jax.Array
-    moves: jax.Array
-    bounds: jax.Array
+    steps: Array
+    length: Array
+    entries: Array
+    pool: Array
+    moves: Array
+    bounds: Array
 
 
 Rows = tuple[jax.Array, jax.Array]
+PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
 
 
 def execute(plan: Plan, memories: Memories, precision: Formats | None, tables: Tables) -> Memories:
@@ -148,36 +151,46 @@ class WideSteps:
     def run(self, values: jax.Array, hbm: jax.Array, careful: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Values, HBM, and whether some tile needs care, at the end."""
         if not self.plan.stores:
-            _, values, careful = self._until(lambda i: i < self.tables.count, jnp.int32(0), values, hbm, careful)
+            _, values, careful = self._until(lambda i: i < self.tables.length, jnp.int32(0), values, hbm, careful)
             return values, hbm, careful
 
         def turn(carry: Any) -> Any:
             index, values, hbm, careful = carry
-            computes = lambda i: (i < self.tables.count) & (self.step(i)[0] < self.first_store)
+            computes = lambda i: (i < self.tables.length) & (self.step(i)[0] < self.first_store)
             index, values, careful = self._until(computes, index, values, hbm, careful)
-            stores = lambda c: (c[0] < self.tables.count) & (self.step(c[0])[0] >= self.first_store)
+            stores = lambda c: (c[0] < self.tables.length) & (self.step(c[0])[0] >= self.first_store)
             store = lambda c: (c[0] + 1, self.store(self.step(c[0]), values, c[1]))
             index, hbm = lax.while_loop(stores, store, (index, hbm))
             return index, values, hbm, careful
 
         start = (jnp.int32(0), values, hbm, careful)
-        return lax.while_loop(lambda c: c[0] < self.tables.count, turn, start)[1:]
+        return lax.while_loop(lambda c: c[0] < self.tables.length, turn, start)[1:]
 
     def step(self, index: jax.Array) -> jax.Array:
         """int32 [4]."""
         return lax.dynamic_index_in_dim(self.tables.steps, index, keepdims=False, allow_negative_indices=False)
 
     def _until(
-        self, goes_on: Callable[[jax.Array], jax.Array], index: jax.Array, values: jax.Array, hbm: jax.Array, careful: Any
+        self,
+        goes_on: Callable[[jax.Array], jax.Array],
+        index: jax.Array,
+        values: jax.Array,
+        hbm: jax.Array,
+        careful: Any,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         def turn(carry: Any) -> Any:
             index, values, careful = carry
             step = self.step(index)
             runs = [partial(self.branch, family, size) for _, family, size in self.branches]
             new, found = lax.switch(step[0], runs, values, hbm, careful, step)
-            start = (step[1], jnp.int32(0))
-            values = lax.dynamic_update_slice(values, new, start, allow_negative_indices=False)
-            return index + 1, values, careful | any_lane(found)
+            values, found = put_rows(values, step[1], new), any_lane(found)
+            if not self.sizes:
+                return index + 1, values, careful | found
+            is_product = self.is_product(step)
+            again = lambda values: put_rows(values, step[1], self.careful_product(values, step))
+            redo = (is_product & found, values)
+            _, values = lax.while_loop(lambda c: c[0], lambda c: (jnp.bool_(False), again(c[1])), redo)
+            return index + 1, values, careful | (found & ~is_product)
 
         return lax.while_loop(lambda c: goes_on(c[0]), turn, (index, values, careful))
 
@@ -190,21 +203,22 @@ class WideSteps:
     def branch(
         self, family: Family, size: int, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array
     ) -> Rows:
-        """Results of a step, and whether there are tiles that need care among them."""
+        """Results of a step; and whether there are tiles that need care among them, or a product was too fast."""
         machine, found = self.machine(hbm, careful), jnp.bool_(False)
-        if family in (Family.PRODUCT, Family.PRODUCT_TRANSPOSED):
-            new = self.product(machine, family, size, values, step)
+        if family in PRODUCTS:
+            new, found = self.product(machine, family, size, values, step)
         elif family is Family.ASSEMBLE:
             new = self.assemble(machine, size, values, step)
         else:
             entries = self.entries(family, size, step)
-            rows = gather(values, self.operands(family, entries))
+            # Apart from the arithmetic, which would not be vectorised with it.
+            rows = lax.optimization_barrier(gather(values, self.operands(family, entries)))
             new = jax.vmap(partial(KINDS[family].compute, machine))(entries, rows).reshape(-1, self.config.vlen)
             if family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
                 # Behind the step's own blocks may be anything.
                 own = jnp.arange(len(new)) < step[3] * unit(family, self.config)
                 found = has_subnormal(jnp.where(own[:, None], new, jnp.float32(0)))
-        return jnp.pad(new, ((0, written_rows(self.config) - len(new)), (0, 0))), found
+        return self.padded(new), found
 
     def entries(self, family: Family, size: int, step: jax.Array) -> jax.Array:
         """int32 [size, COLUMNS]."""
@@ -217,42 +231,66 @@ class WideSteps:
         """int32 [size, k]: slots."""
         return jax.vmap(lambda entry: KINDS[family].operands(self.config, entry, self.tables.pool))(entries)
 
-    def list(self, start: jax.Array, count: int) -> jax.Array:
+    def listed(self, start: jax.Array, count: int) -> jax.Array:
         """Part of the pool."""
         return lax.dynamic_slice(self.tables.pool, (start,), (count,), allow_negative_indices=False)
 
     # -- products -----------------------------------------------------------------------------------------------------
 
-    def terms(self, family: Family, size: int, values: jax.Array, step: jax.Array, term: Any) -> Rows:
-        """float32 [size, MLEN] and [MLEN, MLEN]: one pair of factors of a product."""
-        at = self.list(step[2] + term * (1 + size), 1 + size)
-        start = (at[0] >> 1, jnp.int32(0))
-        tile = lax.dynamic_slice(values, start, (self.config.mlen, self.config.mlen), allow_negative_indices=False)
-        if family is Family.PRODUCT_TRANSPOSED:
+    @property
+    def sizes(self) -> list[tuple[int, Family, int]]:
+        """Number, family and rows of the branches that multiply."""
+        return [branch for branch in self.branches if branch[1] in PRODUCTS]
+
+    def is_product(self, step: jax.Array) -> jax.Array:
+        """bool []."""
+        return functools.reduce(jnp.logical_or, [step[0] == number for number, _, _ in self.sizes])
+
+    def product(self, machine: Machine, family: Family, size: int, values: jax.Array, step: jax.Array) -> Rows:
+        """Rows times tiles, one tile after the other; and whether that has to be done again with care."""
+        mlen, view = self.config.mlen, machine.view(values, values)
+        strict = fast_sums(view)
+
+        def turn(term: Any, total: jax.Array) -> jax.Array:
+            at = self.listed(step[2] + term * (1 + size), 1 + size)
+            tile = lax.dynamic_slice(values, (at[0] >> 1, jnp.int32(0)), (mlen, mlen), allow_negative_indices=False)
+            if family is Family.PRODUCT_TRANSPOSED:
+                tile = jnp.where(at[0] & 1 == 1, tile.T, tile)
+            x = gather(values, at[1:])
+            if self.plan.strict:
+                return strict(total, x, tile)
+            return total + jnp.dot(lift(x, LIFT), tile, precision=lax.Precision.HIGHEST)
+
+        total = lax.fori_loop(0, step[3], turn, jnp.zeros((size, mlen), jnp.float32))
+        bad = jnp.any(~is_finite(total)) | machine.careful
+        return self.rounded(machine, total if self.plan.strict else lower(total, LIFT), step), bad
+
+    def careful_product(self, values: jax.Array, step: jax.Array) -> jax.Array:
+        """The same for a branch of any size, where operands are subnormal or results very large."""
+        mlen = self.config.mlen
+        size = functools.reduce(jnp.add, [jnp.where(step[0] == number, size, 0) for number, _, size in self.sizes])
+
+        def turn(term: Any, total: jax.Array) -> jax.Array:
+            at = self.listed(step[2] + term * (1 + size), 1 + WIDE)
+            tile = lax.dynamic_slice(values, (at[0] >> 1, jnp.int32(0)), (mlen, mlen), allow_negative_indices=False)
             tile = jnp.where(at[0] & 1 == 1, tile.T, tile)
-        return gather(values, at[1:]), tile
+            # What lies behind a smaller branch's rows belongs to the next term.
+            slots = jnp.where(jnp.arange(WIDE) < size, at[1:], 0)
+            return accumulate(total, gather(values, slots), tile)
 
-    def product(self, machine: Machine, family: Family, size: int, values: jax.Array, step: jax.Array) -> jax.Array:
-        """Rows times tiles, one tile after the other; again with care if that was too fast."""
-        view = machine.view(values, values)
-        zero = jnp.zeros((size, self.config.mlen), jnp.float32)
+        total = lax.fori_loop(0, step[3], turn, jnp.zeros((WIDE, mlen), jnp.float32))
+        none = jnp.zeros(1, jnp.uint8)
+        return self.padded(self.rounded(self.machine(none, True), total, step))
 
-        def total(add: Callable[..., jax.Array]) -> jax.Array:
-            turn = lambda term, a: add(a, *self.terms(family, size, values, step, term))
-            return lax.fori_loop(0, step[3], turn, zero)
-
-        if self.plan.strict:
-            fast = total(fast_sums(view))
-        else:
-            dot = lambda a, x, w: a + jnp.dot(lift(x, LIFT), w, precision=lax.Precision.HIGHEST)
-            lifted = total(dot)
-            fast = jnp.where(is_finite(lifted), lower(lifted, LIFT), jnp.float32(jnp.nan))
-        good = ~any_lane(jnp.any(~is_finite(fast)) | machine.careful)
-        result = lax.cond(good, lambda: fast, lambda: total(accumulate))
+    def rounded(self, machine: Machine, rows: jax.Array, step: jax.Array) -> jax.Array:
+        """Rows of vector SRAM are rounded, as M_MM_WO does; what is put together of several is so later."""
         start = (step[1], jnp.int32(0))
-        entries = lax.dynamic_slice(self.tables.entries, start, (size, COLUMNS), allow_negative_indices=False)
-        # A row of vector SRAM is rounded, as M_MM_WO does; what is put together of several is later.
-        return jnp.where(entries[:, Entry.ARGUMENT, None] == 1, view.round(result), result)
+        entries = lax.dynamic_slice(self.tables.entries, start, (len(rows), COLUMNS), allow_negative_indices=False)
+        return jnp.where(entries[:, Entry.ARGUMENT, None] == 1, machine.view(rows, rows).round(rows), rows)
+
+    def padded(self, rows: jax.Array) -> jax.Array:
+        """As many rows as every step writes."""
+        return jnp.pad(rows, ((0, written_rows(self.config) - len(rows)), (0, 0)))
 
     def assemble(self, machine: Machine, size: int, values: jax.Array, step: jax.Array) -> jax.Array:
         """Rows of blocks of BLEN lanes, which are rounded but where they are those of the old row."""
@@ -265,7 +303,7 @@ class WideSteps:
     def codes(self, size: int, step: jax.Array) -> jax.Array:
         """int32 [size, blocks]: numbers of blocks, inverted if of the old row."""
         places = self.entries(Family.ASSEMBLE, size, step)[:, Entry.POOL]
-        return jax.vmap(lambda place: self.list(place, self.config.mlen // self.config.blen))(places)
+        return jax.vmap(lambda place: self.listed(place, self.config.mlen // self.config.blen))(places)
 
     # -- stores -------------------------------------------------------------------------------------------------------
 
@@ -284,12 +322,17 @@ class WideSteps:
 
     def stores(self, step: jax.Array) -> jax.Array:
         """int32 [WIDE, COLUMNS]: entries of a step of stores."""
-        return self.list(step[2], WIDE * COLUMNS).reshape(WIDE, COLUMNS)
+        return self.listed(step[2], WIDE * COLUMNS).reshape(WIDE, COLUMNS)
 
 
 def gather(values: jax.Array, slots: jax.Array) -> jax.Array:
     """float32 [..., lanes]: rows at slots; what lies behind a step's own entries may be anything."""
     return values.at[slots].get(mode="clip", wrap_negative_indices=False)
+
+
+def put_rows(values: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
+    """``values`` with rows from a slot on."""
+    return lax.dynamic_update_slice(values, rows, (slot, jnp.int32(0)), allow_negative_indices=False)
 
 
 # -- between memories and values --------------------------------------------------------------------------------------
@@ -307,6 +350,14 @@ def _copy(target: jax.Array, at: Any, source: jax.Array, start: Any, rows: int) 
     return lax.dynamic_update_slice(target, block, (at, zero), allow_negative_indices=False)
 
 
+def _take(source: jax.Array, rows: int, values: jax.Array, move: jax.Array) -> jax.Array:
+    return _copy(values, move[0], source, move[1], rows)
+
+
+def _give(values: jax.Array, rows: int, target: jax.Array, move: jax.Array) -> jax.Array:
+    return _copy(target, move[1], values, move[0], rows)
+
+
 _BLOCKS = ((Move.VRAM_BLOCK, WIDE), (Move.VRAM_ROW, 1), (Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1))
 
 
@@ -316,7 +367,7 @@ def loaded(config: MachineConfig, memories: Memories, tables: Tables, values: ja
     for kind, rows in _BLOCKS:
         source = memories.vram if kind < Move.CELLS_BLOCK else memories.cells
         if source.shape[0] >= rows:
-            values = _each(tables, kind, lambda v, m, s=source, n=rows: _copy(v, m[0], s, m[1], n), values)
+            values = _each(tables, kind, partial(_take, source, rows), values)
 
     def scalar(values: jax.Array, move: jax.Array) -> jax.Array:
         one = lax.dynamic_slice(memories.cells, (move[1], move[2]), (1, 1), allow_negative_indices=False)
@@ -335,7 +386,7 @@ def stored(config: MachineConfig, memories: Memories, tables: Tables, values: ja
         target = vram if is_vram else cells
         if target.shape[0] >= rows:
             kind = Move(kind + Move.TO_VRAM_BLOCK)
-            target = _each(tables, kind, lambda t, m, n=rows: _copy(t, m[1], values, m[0], n), target)
+            target = _each(tables, kind, partial(_give, values, rows), target)
         vram, cells = (target, cells) if is_vram else (vram, target)
 
     def part(target: jax.Array, move: jax.Array, lane: Any, lanes: int) -> jax.Array:

@@ -16,8 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plena_jax.config import MachineConfig
+from plena_jax.isa import TOPK_POLICIES
 from plena_jax.machine.record import Flag, Step
 from plena_jax.machine.semantics import lanewise, matrix, memory, vector
 from plena_jax.machine.semantics.matrix import fresh, wide_rows
@@ -109,7 +111,7 @@ class OperandView(View):
     places: Any = None
 
     @property
-    def layout(self) -> Any:  # type: ignore[override]
+    def layout(self) -> Any:
         """Where things are in ``cells``."""
         return self.places
 
@@ -178,18 +180,32 @@ def _step(entry: jax.Array, **fields: Any) -> Step:
 
 
 def _lanewise(function: Callable[..., Any], reads: tuple[Entry, ...], shift: bool = False, dest: str = "") -> Kind:
-    """A function of rows or scalars; ``dest`` is "row", "scalar" or empty for either."""
+    """A function of rows or scalars.
+
+    Args:
+        function: the semantic function.
+        reads: the operands' columns, in the order of their rows in the private memory.
+        shift: rs2 is an amount.
+        dest: "row" or "scalar", "reduced" for a scalar of whole rows, or empty where Y of the entry tells.
+    """
     at = {name: reads.index(name) if name in reads else 0 for name in (Entry.A, Entry.B, Entry.D)}
-    operands = int(Flag.RS1_VRAM | Flag.RS2_VRAM)
+
+    def result(machine: Machine, entry: jax.Array, rows: jax.Array, in_vram: bool) -> jax.Array:
+        # All of this is known when it is compiled, so that operands are plain slices.
+        flags: Any = int(Flag.RS1_VRAM | Flag.RS2_VRAM | (Flag.RD_VRAM if in_vram else 0))
+        rd, rs1, rs2 = (np.int32(at[name]) for name in (Entry.D, Entry.A, Entry.B))
+        step = _step(entry, flags=flags, rd=rd, rs1=rs1, rs2=entry[Entry.X] if shift else rs2)
+        found: jax.Array = function(machine.view(rows, rows), step)
+        return found if in_vram else found[:1]
 
     def compute(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
-        in_vram = {"row": jnp.bool_(True), "scalar": jnp.bool_(False)}.get(dest, entry[Entry.Y] != 0)
-        flags = jnp.where(in_vram, operands | int(Flag.RD_VRAM), operands)
-        index = {name: jnp.int32(row) for name, row in at.items()}
-        rs2 = entry[Entry.X] if shift else index[Entry.B]
-        step = _step(entry, flags=flags, rd=index[Entry.D], rs1=index[Entry.A], rs2=rs2)
-        result = function(machine.view(rows, rows), step)
-        return jnp.where(in_vram, result, result[0])[None]
+        if dest == "row":
+            return result(machine, entry, rows, True)[None]
+        # A scalar takes one lane of its operands.
+        scalar = result(machine, entry, rows if dest == "reduced" else rows[:, :1], False)
+        if dest:
+            return jnp.broadcast_to(scalar, (1, machine.config.vlen))
+        return jnp.where(entry[Entry.Y] != 0, result(machine, entry, rows, True), scalar)[None]
 
     return Kind(compute, lambda config, entry, pool: jnp.stack([entry[name] for name in reads]))
 
@@ -240,7 +256,9 @@ def _block_product(function: Callable[..., Any], transposed: bool, m: Machine, e
     return jnp.pad(accumulate(fresh(step, old), x, w), ((0, 0), (0, m.config.vlen - size)))
 
 
-def _vector_product(function: Callable[..., Any], accumulator: str, m: Machine, e: jax.Array, r: jax.Array) -> jax.Array:
+def _vector_product(
+    function: Callable[..., Any], accumulator: str, m: Machine, e: jax.Array, r: jax.Array
+) -> jax.Array:
     """A row times a tile: rows are the accumulator, the broadcast scale, the row, the tile."""
     part = e[Entry.ARGUMENT]
     step = _step(e, rs1=jnp.int32(2), rs1_lane=e[Entry.X], rs2=jnp.int32(0), part=part)
@@ -315,7 +333,7 @@ def _blocks(config: MachineConfig) -> tuple[int, ...]:
 
 def topk_rows(config: MachineConfig) -> int:
     """Rows of logits that V_TOPK looks at."""
-    return -(-max(experts for experts, _ in vector.TOPK_POLICIES) // config.vlen)
+    return -(-max(experts for experts, _ in TOPK_POLICIES) // config.vlen)
 
 
 def _topk(m: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
@@ -338,10 +356,10 @@ def _kinds() -> dict[Family, Kind]:
         Family.SQRT: _lanewise(lanewise.sqrt, (a,), dest="scalar"),
         Family.MOVE: _lanewise(lanewise.move, (a,), dest="scalar"),
         Family.SHIFT: _lanewise(vector.v_shft_v, (a,), shift=True, dest="row"),
-        Family.SUM: _lanewise(vector.v_red_sum, (d, a), dest="scalar"),
-        Family.SUM_MASKED: _lanewise(vector.v_red_sum_masked, (d, a), dest="scalar"),
-        Family.MAX: _lanewise(vector.v_red_max, (d, a), dest="scalar"),
-        Family.MAX_MASKED: _lanewise(vector.v_red_max_masked, (d, a), dest="scalar"),
+        Family.SUM: _lanewise(vector.v_red_sum, (d, a), dest="reduced"),
+        Family.SUM_MASKED: _lanewise(vector.v_red_sum_masked, (d, a), dest="reduced"),
+        Family.MAX: _lanewise(vector.v_red_max, (d, a), dest="reduced"),
+        Family.MAX_MASKED: _lanewise(vector.v_red_max_masked, (d, a), dest="reduced"),
         Family.WRITE_OUT: Kind(_written_out, _one(a)),
         Family.MAP: Kind(_mapped, _pooled(lambda c: c.vlen), sizes=lambda c: (FEW, WIDE // 4)),
         Family.MM: Kind(partial(_block_product, matrix.m_mm, False), _block_operands, lambda c: c.blen, one),

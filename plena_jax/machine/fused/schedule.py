@@ -21,7 +21,7 @@ from plena_jax.machine.fused.chains import chains
 from plena_jax.machine.fused.conflicts import hbm_edges
 from plena_jax.machine.fused.execute import Bucket, Move, Tables
 from plena_jax.machine.fused.families import COLUMNS, WIDE, Entry, Family, sizes, unit, written_rows
-from plena_jax.machine.fused.versions import INITIAL, Edges, Products, Versions, versions
+from plena_jax.machine.fused.versions import INITIAL, Edges, Versions, versions
 from plena_jax.machine.layout import Layout
 
 #: Values, words of the pool, steps and moves of the smallest class of schedules.
@@ -186,7 +186,9 @@ class _Scheduler:
         size = np.where(is_large, large[of], small[of])
         pairs = [(int(f), s) for f in families for s in sorted(set(sizes(f, self.config)))]
         number_of = {pair: i for i, pair in enumerate(pairs)}
-        branch = np.array([number_of[pair] for pair in zip(groups.family[of].tolist(), size.tolist(), strict=True)], int)
+        branch = np.array(
+            [number_of[pair] for pair in zip(groups.family[of].tolist(), size.tolist(), strict=True)], int
+        )
         left = np.minimum(groups.entries[of] - begin, size)
         steps = np.stack([branch, slot, groups.first[of] + begin, left], axis=1) if len(of) else np.zeros((0, 4), int)
         return steps, tuple(pairs)
@@ -332,7 +334,7 @@ class _Scheduler:
         size = [least * grade for least in _SMALLEST]
         return Tables(
             steps=_filled(steps, (size[2], 4)),
-            count=np.int32(len(steps)),
+            length=np.array(len(steps), np.int32),
             entries=_filled(entries, (size[0], COLUMNS)),
             pool=_filled(flat, (size[1],)),
             moves=_filled(all_moves[:, 1:], (size[3], 3)),

@@ -164,7 +164,12 @@ def _chain_rows(terms: Terms, rows: Ints, tiles: Ints, chains: int) -> _ChainRow
     first = (start * each)[:, None] + np.arange(each) * length[:, None]
     key = terms.key[start + length - 1] if chains else np.zeros(0, np.int64)
     return _ChainRows(
-        first.reshape(-1), np.repeat(length, each), flat_rows, flat_tiles, np.repeat(key, each), np.arange(chains) * each
+        first.reshape(-1),
+        np.repeat(length, each),
+        flat_rows,
+        flat_tiles,
+        np.repeat(key, each),
+        np.arange(chains) * each,
     )
 
 
@@ -393,7 +398,9 @@ def _spans(products: Products) -> tuple[Ints, Ints]:
     """For each term of each product its place, and the product."""
     target = np.repeat(np.arange(len(products.first)), products.length)
     begin = np.cumsum(products.length) - products.length
-    return np.arange(len(target)) - np.repeat(begin, products.length) + np.repeat(products.first, products.length), target
+    return np.arange(len(target)) - np.repeat(begin, products.length) + np.repeat(
+        products.first, products.length
+    ), target
 
 
 def _joined(edges: list[Edges]) -> Edges:
