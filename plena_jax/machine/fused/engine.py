@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from plena_jax.bits import Array
 from plena_jax.config import MachineConfig
 from plena_jax.machine.ahead import integers_of
-from plena_jax.machine.fused.execute import Bucket, Plan, Tables, run_values
+from plena_jax.machine.fused.execute import MATRIX, Bucket, Move, Plan, Tables, run_values
 from plena_jax.machine.fused.families import Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
-from plena_jax.machine.memories import Memories, pack_memories, unpack_memories
+from plena_jax.machine.layout import Layout
+from plena_jax.machine.memories import Memories, needs_care, pack_memories, unpack_memories
 from plena_jax.machine.resolved import Trace, integers_after
 from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, allocated_hbm
 
@@ -59,7 +61,9 @@ class Fused:
         held = self._ends.get("last")
         if held is None or any(a is not b for a, b in zip(held[0], leaves, strict=True)):
             held = leaves, jax.device_put(integers_after(self.trace, integers_of(state)))
-            self._ends["last"] = held
+            # NumPy arrays could be changed.
+            if not any(isinstance(leaf, np.ndarray) for leaf in leaves):
+                self._ends["last"] = held
         return held[1]
 
     @cached_property
@@ -108,20 +112,24 @@ def plan_for(fused: Fused, hbm: Array, strict: bool, clipped: bool = False) -> P
         return plans[-1]
 
 
-#: What most programs take.
-_COMMON = {
-    *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT, Family.MOVE, Family.SUM),
-    *(Family.MAX, Family.MAP, Family.ASSEMBLE, Family.PRODUCT, Family.PREFETCH_M, Family.PREFETCH_V),
-}
+#: What most programs take, without the matrix unit and with it.
+_COMMON_VECTOR = frozenset(
+    {
+        *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT, Family.MOVE),
+        *(Family.SUM, Family.MAX, Family.MAP, Family.PREFETCH_V),
+    }
+)
+_COMMON = _COMMON_VECTOR | {Family.ASSEMBLE, Family.PRODUCT, Family.PREFETCH_M}
 
 
 def _common(buckets: tuple[Bucket, ...], config: MachineConfig) -> tuple[Bucket, ...]:
-    """Few different sets with these buckets in them, so that compiled code is shared: the common ones, or all."""
+    """Few different sets with these buckets in them, so that compiled code is shared: common ones, or all."""
     families = {Family(family) for family, _ in buckets}
-    usual = families <= {*_COMMON, Family.STORE}
-    wanted = _COMMON if usual else set(Family) - {Family.STORE}
+    stores = families & {Family.STORE}
+    every = frozenset(Family) - {Family.STORE}
+    sets = (_COMMON_VECTOR, every - MATRIX, _COMMON, every)
     # Code for stores has a price even if it does not run: HBM is copied.
-    return all_buckets(config, wanted | (families & {Family.STORE}))
+    return all_buckets(config, next(found for found in sets if families <= found | stores) | stores)
 
 
 def all_buckets(config: MachineConfig, families: Collection[Family] = tuple(Family)) -> tuple[Bucket, ...]:
@@ -140,13 +148,6 @@ class _End(NamedTuple):
     unknown: Any
 
 
-def _memories(
-    config: MachineConfig, floats: dict[str, jax.Array], int_sram: jax.Array
-) -> tuple[MachineState, Memories]:
-    state = MachineState.create(config, vram_rows=1, hbm_bytes=0).replace(**floats, int_sram=int_sram)
-    return state, pack_memories(config, state)
-
-
 def _run(
     plan: Plan,
     floats: dict[str, jax.Array],
@@ -156,13 +157,36 @@ def _run(
     end: _End,
 ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
     """Float fields and INT SRAM after all pieces, but those that do not change; and the scratch memory."""
-    state, memories = _memories(plan.config, floats, int_sram)
-    for index, table in enumerate(tables):
-        memories, values = run_values(plan, memories, None, table, scratch[index])
-        scratch = [*scratch[:index], values, *scratch[index + 1 :]]
-    final = unpack_memories(plan.config, memories, state, end.fresh)
+    state = MachineState.create(plan.config, vram_rows=1, hbm_bytes=0).replace(**floats, int_sram=int_sram)
+    memories, used = packed(plan, state, tables), []
+    for table, values in zip(tables, scratch, strict=True):
+        memories, values = run_values(plan, memories, None, table, values)
+        used.append(values)
+    final = unpacked(plan, memories, state, end.fresh)
     result = {name: getattr(final, name) for name in FLOAT_FIELDS if name not in plan.unchanged}
-    return result | {"int_sram": jnp.where(end.unknown, memories.int_sram, end.int_sram)}, scratch
+    return result | {"int_sram": jnp.where(end.unknown, memories.int_sram, end.int_sram)}, used
+
+
+def packed(plan: Plan, state: MachineState, tables: list[Tables]) -> Memories:
+    """The memories of a state: without the matrix unit only what else can take part."""
+    memories = pack_memories(plan.config, state)
+    if not plan.has_matrix:
+        cells = memories.cells[plan.first_cell : Layout(plan.config).hv_accum]
+        return memories._replace(cells=cells, careful=jnp.bool_(False))
+    # A look at all of matrix SRAM is only worth it if something there is read.
+    loads = [table.bounds[Move.SCALAR] > table.bounds[Move.CELLS_BLOCK] for table in tables]
+    careful = lambda: needs_care(plan.config, state)
+    return memories._replace(careful=lax.cond(jnp.any(jnp.stack(loads)), careful, lambda: jnp.bool_(False)))
+
+
+def unpacked(plan: Plan, memories: Memories, state: MachineState, fresh: Any) -> MachineState:
+    """The state that memories stand for, see :func:`packed`."""
+    if not plan.has_matrix:
+        layout = Layout(plan.config)
+        none = lambda rows: jnp.zeros((rows, plan.config.vlen), jnp.float32)
+        cells = [none(plan.first_cell), memories.cells, none(layout.rows - layout.hv_accum)]
+        memories = memories._replace(cells=jnp.concatenate(cells))
+    return unpack_memories(plan.config, memories, state, fresh)
 
 
 _run_copies = jax.jit(_run, static_argnums=0, donate_argnames="scratch")

@@ -34,6 +34,7 @@ from plena_jax.machine.fused.families import (
     unit,
     written_rows,
 )
+from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, has_subnormal
 from plena_jax.machine.semantics.matrix import fast_sums
 from plena_jax.machine.semantics.memory import h_store_v
@@ -68,8 +69,18 @@ class Plan:
     @property
     def unchanged(self) -> tuple[str, ...]:
         """Fields of the state that a run leaves as they are."""
-        loads = any(family in (Family.PREFETCH_M, Family.PREFETCH_M_KV) for family, _ in self.buckets)
-        return ("bmm_scale", *(() if self.stores else ("hbm",)), *(() if loads else ("mram",)))
+        kept = ("bmm_scale", *(() if self.stores else ("hbm",)))
+        return kept if self.has_matrix else (*kept, "mram", "m_accum", "v_accum", "hv_accum", "hm_accum")
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether the matrix unit and its memory take part."""
+        return any(family in MATRIX for family, _ in self.buckets)
+
+    @property
+    def first_cell(self) -> int:
+        """The first row of ``cells`` that is there: without the matrix unit they begin with FP SRAM."""
+        return 0 if self.has_matrix else Layout(self.config).fp_sram
 
 
 class Move(enum.IntEnum):
@@ -113,6 +124,22 @@ class Tables(NamedTuple):
 
 
 Rows = tuple[jax.Array, jax.Array]
+#: What takes no part of the matrix unit.
+_VECTOR = (
+    *(
+        Family.ADD,
+        Family.MULTIPLY,
+        Family.SELECT,
+        Family.EXP,
+        Family.RECIPROCAL,
+        Family.SQRT,
+        Family.MOVE,
+        Family.SHIFT,
+    ),
+    *(Family.SUM, Family.SUM_MASKED, Family.MAX, Family.MAX_MASKED, Family.MAP, Family.PREFETCH_V),
+    *(Family.PREFETCH_V_KV, Family.TOPK, Family.STORE),
+)
+MATRIX = frozenset(Family) - frozenset(_VECTOR)
 PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
 
 
@@ -134,9 +161,9 @@ def run_values(
     plan: Plan, memories: Memories, precision: Formats | None, tables: Tables, values: jax.Array
 ) -> tuple[Memories, jax.Array]:
     """The memories after a schedule, and all values; ``values`` [slots, VLEN] may hold anything."""
-    values = loaded(plan.config, memories, tables, values)
+    values = loaded(plan, memories, tables, values)
     values, hbm, careful = WideSteps(plan, precision, tables).run(values, memories.hbm, memories.careful)
-    return stored(plan.config, memories, tables, values)._replace(hbm=hbm, careful=careful), values
+    return stored(plan, memories, tables, values)._replace(hbm=hbm, careful=careful), values
 
 
 class WideSteps:
@@ -350,27 +377,29 @@ def _copy(target: jax.Array, at: Any, source: jax.Array, start: Any, rows: int) 
     return lax.dynamic_update_slice(target, block, (at, zero), allow_negative_indices=False)
 
 
-def _take(source: jax.Array, rows: int, values: jax.Array, move: jax.Array) -> jax.Array:
-    return _copy(values, move[0], source, move[1], rows)
+def _take(source: jax.Array, rows: int, first: int, values: jax.Array, move: jax.Array) -> jax.Array:
+    return _copy(values, move[0], source, move[1] - first, rows)
 
 
-def _give(values: jax.Array, rows: int, target: jax.Array, move: jax.Array) -> jax.Array:
-    return _copy(target, move[1], values, move[0], rows)
+def _give(values: jax.Array, rows: int, first: int, target: jax.Array, move: jax.Array) -> jax.Array:
+    return _copy(target, move[1] - first, values, move[0], rows)
 
 
 _BLOCKS = ((Move.VRAM_BLOCK, WIDE), (Move.VRAM_ROW, 1), (Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1))
 
 
-def loaded(config: MachineConfig, memories: Memories, tables: Tables, values: jax.Array) -> jax.Array:
+def loaded(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> jax.Array:
     """Values at the start: zeros in slot 0, and what the schedule reads of the memories."""
+    config, first = plan.config, plan.first_cell
     values = values.at[0].set(0.0)
     for kind, rows in _BLOCKS:
-        source = memories.vram if kind < Move.CELLS_BLOCK else memories.cells
+        is_vram = kind < Move.CELLS_BLOCK
+        source = memories.vram if is_vram else memories.cells
         if source.shape[0] >= rows:
-            values = _each(tables, kind, partial(_take, source, rows), values)
+            values = _each(tables, kind, partial(_take, source, rows, 0 if is_vram else first), values)
 
     def scalar(values: jax.Array, move: jax.Array) -> jax.Array:
-        one = lax.dynamic_slice(memories.cells, (move[1], move[2]), (1, 1), allow_negative_indices=False)
+        one = lax.dynamic_slice(memories.cells, (move[1] - first, move[2]), (1, 1), allow_negative_indices=False)
         row = jnp.broadcast_to(one, (1, config.vlen))
         return lax.dynamic_update_slice(values, row, (move[0], jnp.int32(0)), allow_negative_indices=False)
 
@@ -379,14 +408,15 @@ def loaded(config: MachineConfig, memories: Memories, tables: Tables, values: ja
     return _each(tables, Move.M_ACCUM, lambda v, m: _copy(v, m[0], m_accum, m[1], 1), values)
 
 
-def stored(config: MachineConfig, memories: Memories, tables: Tables, values: jax.Array) -> Memories:
+def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> Memories:
     """The memories at the end."""
+    config, first = plan.config, plan.first_cell
     vram, cells = memories.vram, memories.cells
     for (kind, rows), is_vram in zip(_BLOCKS, (True, True, False, False), strict=True):
         target = vram if is_vram else cells
         if target.shape[0] >= rows:
             kind = Move(kind + Move.TO_VRAM_BLOCK)
-            target = _each(tables, kind, partial(_give, values, rows), target)
+            target = _each(tables, kind, partial(_give, values, rows, 0 if is_vram else first), target)
         vram, cells = (target, cells) if is_vram else (vram, target)
 
     def part(target: jax.Array, move: jax.Array, lane: Any, lanes: int) -> jax.Array:
