@@ -22,7 +22,7 @@ from plena_jax.machine.decode import decode
 from plena_jax.machine.differentiate import refuse
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
-from plena_jax.machine.fused.engine import compile_fused, run_fused
+from plena_jax.machine.fused.engine import compile_fused, run_fused, run_fused_traced
 from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
 from plena_jax.machine.segments import Gradient
 from plena_jax.machine.state import (
@@ -86,10 +86,11 @@ def engine_for(
     else:
         try:
             trace = resolve(program, config, state, max_instructions, progress)
+            concrete = not (_is_tracing() or _is_traced(state))
             static = "no address, register or loop depends on data"
             if engine == "fused":
                 return EngineChoice("fused", f"asked for, and {static}", trace)
-            if engine == "auto" and len(trace) >= FUSED_RECORDS and not (_is_tracing() or _is_traced(state)):
+            if engine == "auto" and len(trace) >= FUSED_RECORDS and concrete:
                 return EngineChoice("fused", f"{static}, and there are {len(trace)} datapath instructions", trace)
             return EngineChoice("resolved", static, trace)
         except Unresolvable as error:
@@ -189,7 +190,7 @@ def run(
     if choice.name == "fused":
         assert choice.trace is not None
         in_order = engine == "auto" if strict is None else strict
-        final = _run_fused(choice.trace, state, donate, progress, in_order)
+        final = _run_fused(choice.trace, state, donate, progress, precision, gradient, in_order)
     elif choice.trace is not None:
         final = _run_resolved(choice.trace, state, donate, progress, precision, gradient)
     elif precision is not None:
@@ -250,9 +251,21 @@ def _run_resolved(
 
 
 def _run_fused(
-    trace: Trace, state: MachineState, donate: bool, progress: Progress | None, strict: bool
+    trace: Trace,
+    state: MachineState,
+    donate: bool,
+    progress: Progress | None,
+    precision: Formats | None,
+    gradient: Gradient | None,
+    strict: bool,
 ) -> MachineState:
-    final = run_fused(trace, allocate(state, trace.config, trace.vram_rows, trace.hbm_bytes), donate, strict)
+    grown = allocate(state, trace.config, trace.vram_rows, trace.hbm_bytes)
+    if gradient is not None and gradient.debug:
+        raise EngineError("Gradient: debug=True looks at one step after the other: engine='resolved' does that")
+    if precision is not None or _is_tracing() or _is_traced(state):
+        clipped = gradient is not None and gradient.rounding == "clipped"
+        return run_fused_traced(trace, grown, precision, strict, clipped)
+    final = run_fused(trace, grown, donate, strict)
     if progress is not None:
         progress(trace.instructions)
     return final

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +17,9 @@ import numpy as np
 from jax import lax
 
 from plena_jax.bits import Array
-from plena_jax.config import MachineConfig
+from plena_jax.config import Formats, MachineConfig
 from plena_jax.machine.ahead import integers_of
+from plena_jax.machine.fused.differentiate import run_pieces
 from plena_jax.machine.fused.execute import MATRIX, Bucket, Move, Plan, Tables, run_values
 from plena_jax.machine.fused.families import Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
@@ -94,7 +97,10 @@ def fuse(trace: Trace) -> Fused:
     with _lock:
         if trace not in _fused:
             pieces = [trace.records[i : i + PIECE] for i in range(0, len(trace), PIECE)]
-            made = tuple(schedule(piece, trace.config, trace.vram_rows) for piece in pieces)
+            # In a thread of its own, because the caller may be tracing and this is not part of its computation.
+            with ThreadPoolExecutor(1) as pool:
+                one = partial(schedule, config=trace.config, vram_rows=trace.vram_rows)
+                made = tuple(pool.map(one, pieces))
             _fused[trace] = Fused(trace, made)
         return _fused[trace]
 
@@ -215,6 +221,29 @@ def compile_fused(trace: Trace, state: MachineState, strict: bool) -> None:
     for run in (_run_copies, _run_donating):
         floats = {name: jnp.copy(getattr(state, name)) for name in FLOAT_FIELDS}
         jax.block_until_ready(run(plan, floats, state.int_sram, tables, _borrowed(tables, plan.config), end))
+
+
+def run_fused_traced(
+    trace: Trace,
+    state: MachineState,
+    precision: Formats | None = None,
+    strict: bool = False,
+    clipped: bool = False,
+) -> MachineState:
+    """Run a trace on a state that may be traced (``jit``, ``vmap``, derivatives), or with other formats.
+
+    Args:
+        trace, state, precision: as for :func:`~plena_jax.machine.resolved.run_trace`.
+        strict: products add up in the machine's order.
+        clipped: roundings have derivative 0 where they saturate.
+    """
+    fused = fuse(trace)
+    plan = dataclasses.replace(plan_for(fused, state.hbm, strict, clipped), whole=True)
+    memories = pack_memories(plan.config, state)
+    memories = run_pieces(plan, memories, precision, tuple(fused.tables(plan)))
+    final = unpack_memories(plan.config, memories, state, jnp.uint32(trace.fresh))
+    final = final.replace(**integers_after(trace, integers_of(state)))
+    return final.replace(int_sram=jnp.where(trace.unknown, memories.int_sram, trace.end.int_sram))
 
 
 def run_fused(trace: Trace, state: MachineState, donate: bool = False, strict: bool = False) -> MachineState:

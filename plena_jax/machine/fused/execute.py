@@ -21,7 +21,7 @@ from jax import lax
 from plena_jax.arithmetic import lift, lower
 from plena_jax.bits import Array
 from plena_jax.config import Formats, MachineConfig
-from plena_jax.machine.batching import any_lane, in_groups
+from plena_jax.machine.batching import any_lane
 from plena_jax.machine.datapath import put_stored
 from plena_jax.machine.fused.families import (
     COLUMNS,
@@ -53,6 +53,7 @@ class Plan:
         buckets: the branches of its switch.
         strict: products add up in the machine's order; else as the backend's matrix product does.
         clipped, inside: see :class:`View`.
+        whole: memories have all of ``cells``, even without the matrix unit.
     """
 
     config: MachineConfig
@@ -60,6 +61,7 @@ class Plan:
     strict: bool = False
     clipped: bool = False
     inside: bool = False
+    whole: bool = False
 
     @property
     def stores(self) -> bool:
@@ -80,7 +82,7 @@ class Plan:
     @property
     def first_cell(self) -> int:
         """The first row of ``cells`` that is there: without the matrix unit they begin with FP SRAM."""
-        return 0 if self.has_matrix else Layout(self.config).fp_sram
+        return 0 if self.whole or self.has_matrix else Layout(self.config).fp_sram
 
 
 class Move(enum.IntEnum):
@@ -107,7 +109,7 @@ class Tables(NamedTuple):
     """A schedule as data.
 
     Attributes:
-        steps: int32 [n, 4]: branch, first slot, place in the pool, count of terms or rows.
+        steps: int32 [n, 5]: branch, first slot, place in the pool, count of terms or operations, rows written.
         length: int32 [], steps.
         entries: int32 [slots, COLUMNS], at the slot of the operation's first value.
         pool: int32 [n], lists of slots.
@@ -141,20 +143,6 @@ _VECTOR = (
 )
 MATRIX = frozenset(Family) - frozenset(_VECTOR)
 PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
-
-
-def execute(plan: Plan, memories: Memories, precision: Formats | None, tables: Tables) -> Memories:
-    """The memories after a schedule. Under ``vmap`` over memories or formats, machines take each step together."""
-
-    def run(data: tuple[Memories, Formats | None], tables: Tables) -> Memories:
-        memories, precision = data
-        values = jnp.zeros((tables.entries.shape[0], plan.config.vlen), jnp.float32)
-        final = run_values(plan, memories, precision, tables, values)[0]
-        # What is not returned is not copied for each machine.
-        return final if plan.stores else final._replace(hbm=final.hbm[:1])
-
-    final: Memories = in_groups(run, (memories, precision), (tables,))
-    return final if plan.stores else final._replace(hbm=memories.hbm)
 
 
 def run_values(
@@ -194,7 +182,7 @@ class WideSteps:
         return lax.while_loop(lambda c: c[0] < self.tables.length, turn, start)[1:]
 
     def step(self, index: jax.Array) -> jax.Array:
-        """int32 [4]."""
+        """int32 [5]."""
         return lax.dynamic_index_in_dim(self.tables.steps, index, keepdims=False, allow_negative_indices=False)
 
     def _until(
@@ -243,7 +231,7 @@ class WideSteps:
             new = jax.vmap(partial(KINDS[family].compute, machine))(entries, rows).reshape(-1, self.config.vlen)
             if family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
                 # Behind the step's own blocks may be anything.
-                own = jnp.arange(len(new)) < step[3] * unit(family, self.config)
+                own = jnp.arange(len(new)) < step[4]
                 found = has_subnormal(jnp.where(own[:, None], new, jnp.float32(0)))
         return self.padded(new), found
 
@@ -286,11 +274,11 @@ class WideSteps:
             x = gather(values, at[1:])
             if self.plan.strict:
                 return strict(total, x, tile)
-            return total + jnp.dot(lift(x, LIFT), tile, precision=lax.Precision.HIGHEST)
+            return _add_lifted(total, x, tile)
 
         total = lax.fori_loop(0, step[3], turn, jnp.zeros((size, mlen), jnp.float32))
         bad = jnp.any(~is_finite(total)) | machine.careful
-        return self.rounded(machine, total if self.plan.strict else lower(total, LIFT), step), bad
+        return self.rounded(machine, total if self.plan.strict else _lowered(total), step), bad
 
     def careful_product(self, values: jax.Array, step: jax.Array) -> jax.Array:
         """The same for a branch of any size, where operands are subnormal or results very large."""
@@ -352,6 +340,31 @@ class WideSteps:
         return self.listed(step[2], WIDE * COLUMNS).reshape(WIDE, COLUMNS)
 
 
+_dot = partial(jnp.dot, precision=lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def _add_lifted(total: jax.Array, x: jax.Array, tile: jax.Array) -> jax.Array:
+    """``total + x @ tile``, where the total is lifted, and its tangent is not."""
+    return total + _dot(lift(x, LIFT), tile)
+
+
+@_add_lifted.defjvp
+def _add_lifted_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (_, x, tile), (moved, x_moved, tile_moved) = primals, tangents
+    return _add_lifted(*primals), moved + _dot(x_moved, tile) + _dot(x, tile_moved)
+
+
+@jax.custom_jvp
+def _lowered(total: jax.Array) -> jax.Array:
+    return lower(total, LIFT)
+
+
+@_lowered.defjvp
+def _lowered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return _lowered(*primals), tangents[0]
+
+
 def gather(values: jax.Array, slots: jax.Array) -> jax.Array:
     """float32 [..., lanes]: rows at slots; what lies behind a step's own entries may be anything."""
     return values.at[slots].get(mode="clip", wrap_negative_indices=False)
@@ -365,7 +378,7 @@ def put_rows(values: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
 # -- between memories and values --------------------------------------------------------------------------------------
 
 
-def _each(tables: Tables, kind: Move, function: Callable[[Any, jax.Array], Any], carry: Any) -> Any:
+def each_move(tables: Tables, kind: Move, function: Callable[[Any, jax.Array], Any], carry: Any) -> Any:
     """``carry`` after ``function(carry, move)`` for each move of a kind."""
     take = lambda i: lax.dynamic_index_in_dim(tables.moves, i, keepdims=False, allow_negative_indices=False)
     return lax.fori_loop(tables.bounds[kind], tables.bounds[kind + 1], lambda i, c: function(c, take(i)), carry)
@@ -396,16 +409,16 @@ def loaded(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) ->
         is_vram = kind < Move.CELLS_BLOCK
         source = memories.vram if is_vram else memories.cells
         if source.shape[0] >= rows:
-            values = _each(tables, kind, partial(_take, source, rows, 0 if is_vram else first), values)
+            values = each_move(tables, kind, partial(_take, source, rows, 0 if is_vram else first), values)
 
     def scalar(values: jax.Array, move: jax.Array) -> jax.Array:
         one = lax.dynamic_slice(memories.cells, (move[1] - first, move[2]), (1, 1), allow_negative_indices=False)
         row = jnp.broadcast_to(one, (1, config.vlen))
         return lax.dynamic_update_slice(values, row, (move[0], jnp.int32(0)), allow_negative_indices=False)
 
-    values = _each(tables, Move.SCALAR, scalar, values)
+    values = each_move(tables, Move.SCALAR, scalar, values)
     m_accum = jnp.pad(memories.m_accum, ((0, 0), (0, config.vlen - config.blen)))
-    return _each(tables, Move.M_ACCUM, lambda v, m: _copy(v, m[0], m_accum, m[1], 1), values)
+    return each_move(tables, Move.M_ACCUM, lambda v, m: _copy(v, m[0], m_accum, m[1], 1), values)
 
 
 def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> Memories:
@@ -416,22 +429,22 @@ def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) ->
         target = vram if is_vram else cells
         if target.shape[0] >= rows:
             kind = Move(kind + Move.TO_VRAM_BLOCK)
-            target = _each(tables, kind, partial(_give, values, rows, 0 if is_vram else first), target)
+            target = each_move(tables, kind, partial(_give, values, rows, 0 if is_vram else first), target)
         vram, cells = (target, cells) if is_vram else (vram, target)
 
     def part(target: jax.Array, move: jax.Array, lane: Any, lanes: int) -> jax.Array:
         taken = lax.dynamic_slice(values, (move[0], lane), (1, lanes), allow_negative_indices=False)
         return lax.dynamic_update_slice(target, taken, (move[1], move[2] - lane), allow_negative_indices=False)
 
-    cells = _each(tables, Move.TO_SCALAR, lambda c, m: part(c, m, jnp.int32(0), 1), cells)
-    m_accum = _each(tables, Move.TO_M_ACCUM, lambda a, m: part(a, m, m[2], config.blen), memories.m_accum)
+    cells = each_move(tables, Move.TO_SCALAR, lambda c, m: part(c, m, jnp.int32(0), 1), cells)
+    m_accum = each_move(tables, Move.TO_M_ACCUM, lambda a, m: part(a, m, m[2], config.blen), memories.m_accum)
 
-    cells = _each(tables, Move.TO_V_ACCUM, lambda c, m: part(c, m, m[2], config.blen), cells)
+    cells = each_move(tables, Move.TO_V_ACCUM, lambda c, m: part(c, m, m[2], config.blen), cells)
 
     def entry(int_sram: jax.Array, move: jax.Array) -> jax.Array:
         bits = lax.bitcast_convert_type(values, jnp.uint32)
         word = lax.dynamic_slice(bits, (move[0], jnp.int32(0)), (1, 1), allow_negative_indices=False)[0]
         return lax.dynamic_update_slice(int_sram, word, (move[1],), allow_negative_indices=False)
 
-    int_sram = _each(tables, Move.TO_INT_SRAM, entry, memories.int_sram)
+    int_sram = each_move(tables, Move.TO_INT_SRAM, entry, memories.int_sram)
     return memories._replace(vram=vram, cells=cells, m_accum=m_accum, int_sram=int_sram)

@@ -301,7 +301,7 @@ def _block_operands(config: MachineConfig, entry: jax.Array, pool: jax.Array) ->
 # -- transfers, top k -------------------------------------------------------------------------------------------------
 
 
-def transfer_step(entry: jax.Array, argument: int) -> Step:
+def transfer_step(entry: jax.Array, argument: jax.Array | int) -> Step:
     """The step of a transfer, whose part is in X's place and high words in Y (elements) and FRESH (scales)."""
     return _step(
         entry,
@@ -311,7 +311,7 @@ def transfer_step(entry: jax.Array, argument: int) -> Step:
         rs2_lane=entry[Entry.FRESH],
         part=entry[Entry.X],
         rd=-entry[Entry.X],
-        argument=jnp.int32(argument),
+        argument=jnp.asarray(argument, jnp.int32),
     )
 
 

@@ -164,7 +164,7 @@ class _Scheduler:
         return order, _Groups(first, counts, counts * per_node, family), sequence[order[first]]
 
     def _steps(self, order: Ints, groups: _Groups) -> tuple[np.ndarray, tuple[Bucket, ...]]:
-        """int64 [n, 4] steps (branch, slot, place in the pool, count), and the buckets.
+        """int64 [n, 5] steps (branch, slot, place in the pool, count, rows), and the buckets.
 
         The place is not filled in; the third column has the first entry of the step in its group instead.
         """
@@ -190,7 +190,7 @@ class _Scheduler:
             [number_of[pair] for pair in zip(groups.family[of].tolist(), size.tolist(), strict=True)], int
         )
         left = np.minimum(groups.entries[of] - begin, size)
-        steps = np.stack([branch, slot, groups.first[of] + begin, left], axis=1) if len(of) else np.zeros((0, 4), int)
+        steps = np.stack([branch, slot, groups.first[of] + begin, left, left * rows[of]], axis=1)
         return steps, tuple(pairs)
 
     # -- entries and lists --------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ class _Scheduler:
         grade = max(_power(-(-n // least), 1) for n, least in zip(needed, _SMALLEST, strict=True))
         size = [least * grade for least in _SMALLEST]
         return Tables(
-            steps=_filled(steps, (size[2], 4)),
+            steps=_filled(steps, (size[2], 5)),
             length=np.array(len(steps), np.int32),
             entries=_filled(entries, (size[0], COLUMNS)),
             pool=_filled(flat, (size[1],)),
