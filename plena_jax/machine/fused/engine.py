@@ -19,7 +19,7 @@ from jax import lax
 from plena_jax.bits import Array
 from plena_jax.config import Formats, MachineConfig
 from plena_jax.machine.ahead import integers_of
-from plena_jax.machine.fused.differentiate import run_pieces
+from plena_jax.machine.fused.differentiate import Pieces, run_pieces
 from plena_jax.machine.fused.execute import MATRIX, Bucket, Move, Plan, Tables, run_values
 from plena_jax.machine.fused.families import Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
@@ -223,6 +223,13 @@ def compile_fused(trace: Trace, state: MachineState, strict: bool) -> None:
         jax.block_until_ready(run(plan, floats, state.int_sram, tables, _borrowed(tables, plan.config), end))
 
 
+def pieces_of(trace: Trace, hbm: Any, strict: bool, clipped: bool = False) -> tuple[Plan, Pieces]:
+    """A trace as :func:`run_pieces` takes it, for an HBM of that shape and type."""
+    fused = fuse(trace)
+    plan = dataclasses.replace(plan_for(fused, hbm, strict, clipped), whole=True)
+    return plan, tuple(fused.tables(plan))
+
+
 def run_fused_traced(
     trace: Trace,
     state: MachineState,
@@ -237,10 +244,8 @@ def run_fused_traced(
         strict: products add up in the machine's order.
         clipped: roundings have derivative 0 where they saturate.
     """
-    fused = fuse(trace)
-    plan = dataclasses.replace(plan_for(fused, state.hbm, strict, clipped), whole=True)
-    memories = pack_memories(plan.config, state)
-    memories = run_pieces(plan, memories, precision, tuple(fused.tables(plan)))
+    plan, pieces = pieces_of(trace, state.hbm, strict, clipped)
+    memories = run_pieces(plan, pack_memories(plan.config, state), precision, pieces)
     final = unpack_memories(plan.config, memories, state, jnp.uint32(trace.fresh))
     final = final.replace(**integers_after(trace, integers_of(state)))
     return final.replace(int_sram=jnp.where(trace.unknown, memories.int_sram, trace.end.int_sram))
