@@ -24,6 +24,7 @@ from plena_jax.errors import (
 )
 from plena_jax.isa import INSTRUCTIONS
 from plena_jax.machine.faults import Fault
+from plena_jax.machine.fused.report import FusionReport, fusion
 from plena_jax.machine.images import Images
 from plena_jax.machine.resolved import Trace, resolve
 from plena_jax.machine.run import EngineChoice, engine_for, prepare, run
@@ -42,6 +43,7 @@ __all__ = [
     "Fault",
     "FormatError",
     "Formats",
+    "FusionReport",
     "Gradient",
     "GradientError",
     "ImageError",
@@ -60,6 +62,7 @@ __all__ = [
     "disassemble",
     "engine_for",
     "formats",
+    "fusion",
     "hbm",
     "lane",
     "prepare",

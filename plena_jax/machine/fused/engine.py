@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,9 @@ from plena_jax.machine.fused.families import Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, needs_care, pack_memories, unpack_memories
+from plena_jax.machine.record import Record
 from plena_jax.machine.resolved import Trace, integers_after
+from plena_jax.machine.semantics import Accumulator, Stage, branches
 from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, allocated_hbm
 
 #: Records that are scheduled together: more take more memory, a row of VLEN for each.
@@ -87,22 +89,74 @@ def _numbered(schedule: Schedule, buckets: tuple[Bucket, ...]) -> Tables:
     return schedule.tables._replace(steps=steps)
 
 
-_fused: weakref.WeakKeyDictionary[Trace, Fused] = weakref.WeakKeyDictionary()
+_fused: weakref.WeakKeyDictionary[Trace, dict[bool, Fused]] = weakref.WeakKeyDictionary()
+_seen: weakref.WeakKeyDictionary[Trace, tuple[list[str], list[Any], bool]] = weakref.WeakKeyDictionary()
+_FIELDS = {
+    Accumulator.M: "m_accum",
+    Accumulator.V: "v_accum",
+    Accumulator.HV: "hv_accum",
+    Accumulator.HM: "hm_accum",
+}
 _plans: dict[tuple[Any, ...], list[Plan]] = {}
 _lock = threading.RLock()
 
 
-def fuse(trace: Trace) -> Fused:
-    """The schedules of a trace; made once and kept as long as the trace."""
+def fuse(trace: Trace, cleared: bool = False) -> Fused:
+    """The schedules of a trace; made once and kept as long as the trace.
+
+    Args:
+        trace: what to fuse.
+        cleared: all accumulators are zero at the start, so that the first sums in them are products like others.
+    """
     with _lock:
-        if trace not in _fused:
-            pieces = [trace.records[i : i + PIECE] for i in range(0, len(trace), PIECE)]
+        made = _fused.setdefault(trace, {})
+        if cleared not in made:
+            records = _cleared(trace.records) if cleared else trace.records
+            count = max(-(-len(trace) // PIECE), 1)
             # In a thread of its own, because the caller may be tracing and this is not part of its computation.
             with ThreadPoolExecutor(1) as pool:
                 one = partial(schedule, config=trace.config, vram_rows=trace.vram_rows)
-                made = tuple(pool.map(one, pieces))
-            _fused[trace] = Fused(trace, made)
-        return _fused[trace]
+                made[cleared] = Fused(trace, tuple(pool.map(one, np.array_split(records, count))))
+        return made[cleared]
+
+
+@cache
+def _touching() -> dict[tuple[int, int], Accumulator]:
+    """The accumulator that records of a stage and branch add to or drain."""
+    functions = [(int(stage), i, b) for stage in Stage for i, b in enumerate(branches(stage))]
+    return {(stage, i): b.adds_to or b.drains for stage, i, b in functions if b.adds_to or b.drains}
+
+
+def _starts(records: np.ndarray) -> dict[Accumulator, int]:
+    """For each accumulator that a trace finds as it was, the first record that touches it."""
+    found: dict[Accumulator, int] = {}
+    for (stage, branch), accumulator in _touching().items():
+        mine = (records[:, Record.STAGE] == stage) & (records[:, Record.BRANCH] == branch)
+        if mine.any():
+            found[accumulator] = min(int(np.argmax(mine)), found.get(accumulator, len(records)))
+    return {name: index for name, index in found.items() if records[index, Record.FRESH] == 0}
+
+
+def _cleared(records: np.ndarray) -> np.ndarray:
+    """Records for a start from cleared accumulators."""
+    records = records.copy()
+    records[list(_starts(records).values()), Record.FRESH] = 1
+    return records
+
+
+def _is_cleared(trace: Trace, state: MachineState) -> bool:
+    """Whether the accumulators that a trace finds as they were are zero; that of the state seen last is kept."""
+    with _lock:
+        names = _seen.setdefault(trace, ([_FIELDS[name] for name in _starts(trace.records)], [], True))
+    fields, held, cleared = names
+    leaves = [getattr(state, name) for name in fields]
+    if len(held) == len(leaves) and all(a is b for a, b in zip(held, leaves, strict=True)):
+        return cleared
+    cleared = not any(np.asarray(leaf).view(np.uint32).any() for leaf in leaves)
+    with _lock:
+        if not any(isinstance(leaf, np.ndarray) for leaf in leaves):
+            _seen[trace] = fields, leaves, cleared
+    return cleared
 
 
 def plan_for(fused: Fused, hbm: Array, strict: bool, clipped: bool = False) -> Plan:
@@ -157,19 +211,20 @@ class _End(NamedTuple):
 def _run(
     plan: Plan,
     floats: dict[str, jax.Array],
+    kept: dict[str, jax.Array],
     int_sram: jax.Array,
     tables: list[Tables],
     scratch: list[jax.Array],
     end: _End,
 ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
-    """Float fields and INT SRAM after all pieces, but those that do not change; and the scratch memory."""
-    state = MachineState.create(plan.config, vram_rows=1, hbm_bytes=0).replace(**floats, int_sram=int_sram)
+    """Float fields and INT SRAM after all pieces, but those that are ``kept``; and the scratch memory."""
+    state = MachineState.create(plan.config, vram_rows=1, hbm_bytes=0).replace(**floats, **kept, int_sram=int_sram)
     memories, used = packed(plan, state, tables), []
     for table, values in zip(tables, scratch, strict=True):
         memories, values = run_values(plan, memories, None, table, values)
         used.append(values)
     final = unpacked(plan, memories, state, end.fresh)
-    result = {name: getattr(final, name) for name in FLOAT_FIELDS if name not in plan.unchanged}
+    result = {name: getattr(final, name) for name in floats}
     return result | {"int_sram": jnp.where(end.unknown, memories.int_sram, end.int_sram)}, used
 
 
@@ -201,6 +256,13 @@ _run_donating = jax.jit(_run, static_argnums=0, donate_argnames=("floats", "scra
 _scratch: dict[tuple[int, int], jax.Array] = {}
 
 
+def _floats(state: MachineState, plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Fields that a run may change, and those that it does not."""
+    fields = {name: getattr(state, name) for name in FLOAT_FIELDS}
+    kept = {name: fields.pop(name) for name in plan.unchanged}
+    return fields, kept
+
+
 def _borrowed(tables: list[Tables], config: MachineConfig) -> list[jax.Array]:
     found = []
     for table in tables:
@@ -213,14 +275,14 @@ def _borrowed(tables: list[Tables], config: MachineConfig) -> list[jax.Array]:
 
 def compile_fused(trace: Trace, state: MachineState, strict: bool) -> None:
     """Schedule a trace and compile what a run from ``state`` needs: run nothing on it."""
-    fused = fuse(trace)
+    fused = fuse(trace, _is_cleared(trace, state))
     plan = plan_for(fused, state.hbm, strict)
     nothing = lambda table: table._replace(length=np.int32(0), bounds=np.zeros_like(table.bounds))
     tables = [nothing(table) for table in fused.tables(plan)]
     end = _End(np.uint32(trace.fresh), state.int_sram, trace.unknown)
     for run in (_run_copies, _run_donating):
-        floats = {name: jnp.copy(getattr(state, name)) for name in FLOAT_FIELDS}
-        jax.block_until_ready(run(plan, floats, state.int_sram, tables, _borrowed(tables, plan.config), end))
+        floats, kept = _floats(jax.tree.map(jnp.copy, state), plan)
+        jax.block_until_ready(run(plan, floats, kept, state.int_sram, tables, _borrowed(tables, plan.config), end))
 
 
 def pieces_of(trace: Trace, hbm: Any, strict: bool, clipped: bool = False) -> tuple[Plan, Pieces]:
@@ -258,13 +320,13 @@ def run_fused(trace: Trace, state: MachineState, donate: bool = False, strict: b
         trace, state, donate: as there.
         strict: products add up in the machine's order.
     """
-    fused = fuse(trace)
+    fused = fuse(trace, _is_cleared(trace, state))
     plan = plan_for(fused, state.hbm, strict)
     tables, integers = fused.tables(plan), fused.integers(state)
-    floats = {name: getattr(state, name) for name in FLOAT_FIELDS}
+    floats, kept = _floats(state, plan)
     end = _End(np.uint32(trace.fresh), integers["int_sram"], trace.unknown)
     run = _run_donating if donate else _run_copies
-    results, scratch = run(plan, floats, state.int_sram, tables, _borrowed(tables, plan.config), end)
+    results, scratch = run(plan, floats, kept, state.int_sram, tables, _borrowed(tables, plan.config), end)
     with _lock:
         _scratch.update({values.shape: values for values in scratch})
     return state.replace(**(integers | results))
