@@ -27,6 +27,7 @@ from plena_jax.errors import (
 from plena_jax.frontend import ArgumentError, CompiledProgram, Explanation, Report, compile, explain, load
 from plena_jax.isa import INSTRUCTIONS
 from plena_jax.machine.faults import Fault
+from plena_jax.machine.fused.report import FusionReport, fusion
 from plena_jax.machine.images import Images
 from plena_jax.machine.resolved import Trace, resolve
 from plena_jax.machine.run import EngineChoice, engine_for, prepare, run
@@ -48,6 +49,7 @@ __all__ = [
     "Fault",
     "FormatError",
     "Formats",
+    "FusionReport",
     "Gradient",
     "GradientError",
     "ImageError",
@@ -71,6 +73,7 @@ __all__ = [
     "engine_for",
     "explain",
     "formats",
+    "fusion",
     "hbm",
     "lane",
     "load",

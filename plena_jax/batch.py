@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from plena_jax.machine.batching import CPU_LANES
 from plena_jax.machine.differentiate import Segments, run_segments
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import Fault
+from plena_jax.machine.fused.differentiate import Pieces, run_pieces
+from plena_jax.machine.fused.engine import pieces_of
+from plena_jax.machine.fused.execute import Plan as FusedPlan
 from plena_jax.machine.journal import Plan
 from plena_jax.machine.memories import pack_memories, unpack_memories
 from plena_jax.machine.resolved import Trace, Unresolvable, integers_after, resolve
@@ -45,8 +48,10 @@ def run_batch(
     precision: Formats | None = None,
     throw: bool = True,
     progress: bool | Callable[[int], None] = False,
+    engine: Literal["resolved", "fused"] = "resolved",
+    strict: bool = False,
 ) -> MachineState:
-    """Run many machines on the resolved engine; each ends as a run by itself does, bit for bit.
+    """Run many machines; each ends as a run by itself on the same engine does, bit for bit.
 
     Args:
         program: one for all machines, or one for each. Machines with the same program, registers and loops run side by
@@ -61,6 +66,7 @@ def run_batch(
         precision: as for :func:`run`; leaves with an axis in front differ from lane to lane.
         throw: raise the fault of the first machine that has one.
         progress: show a progress bar, or call this with the number of machines done after each chunk.
+        engine, strict: as for :func:`run`; on the fused engine all machines have one program, registers and loops.
 
     Returns:
         The final states, with a lane axis; :func:`lane` takes one out.
@@ -71,7 +77,7 @@ def run_batch(
         MachineFault: as for :func:`run`.
     """
     config = _one_config(config)
-    batch = _Batch.of(program, states, config, precision)
+    batch = _Batch.of(program, states, config, precision, engine, strict)
     chunk = batch.chunk(mesh, chunk, progress is not False)
     pieces, done = [], 0
     with _reporting(progress, batch.lanes) as report:
@@ -145,7 +151,7 @@ def _lanes_of(leaves: list[Any], flags: list[bool], programs: int | None) -> int
 class _Compile(NamedTuple):
     """What a call is compiled for, besides shapes. Hashable."""
 
-    plan: Plan
+    plan: Plan | FusedPlan
     structure: Any
     flags: tuple[bool, ...]
     many: bool
@@ -170,8 +176,8 @@ class _Batch:
     lanes: int
     traces: list[Trace]
     which: np.ndarray
-    plan: Plan
-    table: Segments
+    plan: Plan | FusedPlan
+    table: Segments | Pieces
     leaves: list[Any]
     flags: list[bool]
     structure: Any
@@ -183,6 +189,8 @@ class _Batch:
         states: MachineState | Sequence[MachineState],
         config: MachineConfig,
         precision: Formats | None,
+        engine: str,
+        strict: bool,
     ) -> _Batch:
         """Everything that is known before running."""
         states = states if isinstance(states, MachineState) else _stacked(states)
@@ -197,7 +205,7 @@ class _Batch:
         )
         traces, which = _traces(programs, states, has_lanes, config, lanes)
         states = _allocated(states, config, traces)
-        plan, table = together([t.records for t in traces], config)
+        plan, table = _prepared(traces, config, states, engine, strict)
         data = {name: getattr(states, name) for name in FLOAT_FIELDS}, precision
         flags = jax.tree.leaves(({name: getattr(has_lanes, name) for name in FLOAT_FIELDS}, formats))
         leaves, structure = jax.tree.flatten(data)
@@ -264,6 +272,19 @@ class _Batch:
             error = explain(self.traces[self.which[index]].program, lane(final, index, self.config), self.config)
             error.add_note(f"machine {index} of the batch")
             raise error
+
+
+def _prepared(
+    traces: list[Trace], config: MachineConfig, states: MachineState, engine: str, strict: bool
+) -> tuple[Plan | FusedPlan, Segments | Pieces]:
+    """The traces as an engine takes them."""
+    if engine == "resolved":
+        return together([t.records for t in traces], config)
+    if engine != "fused":
+        raise EngineError(f"batch: engine {engine!r}; allowed: 'resolved', 'fused'")
+    if len(traces) > 1:
+        raise EngineError(f"batch: {len(traces)} different traces; engine 'fused' runs one, engine='resolved' many")
+    return pieces_of(traces[0], jax.ShapeDtypeStruct(states.hbm.shape[-1:], states.hbm.dtype), strict)
 
 
 def _traces(
@@ -333,7 +354,7 @@ def _compiled(what: _Compile) -> Callable[..., dict[str, Any]]:
 
 
 def _run_lanes(
-    what: _Compile, batched: list[Any], which: jax.Array, shared: list[Any], table: tuple[Segments, jax.Array]
+    what: _Compile, batched: list[Any], which: jax.Array, shared: list[Any], table: tuple[Segments | Pieces, jax.Array]
 ) -> dict[str, Any]:
     """The lanes of one device."""
     config, (segments, fresh) = what.plan.config, table
@@ -345,9 +366,13 @@ def _run_lanes(
         leaves = [next(own) if flag else next(common) for flag in what.flags]
         floats, precision = jax.tree.unflatten(what.structure, leaves)
         state = MachineState.create(config, vram_rows=1).replace(**floats)
-        number = which if what.many else 0
-        mine = Segments(segments.records[number][None], segments.ends[number][None])
-        memories = run_segments(what.plan, pack_memories(config, state), precision, mine)
+        number, memories = which if what.many else 0, pack_memories(config, state)
+        if isinstance(what.plan, FusedPlan):
+            memories = run_pieces(what.plan, memories, precision, segments)
+        else:
+            assert isinstance(segments, Segments)
+            mine = Segments(segments.records[number][None], segments.ends[number][None])
+            memories = run_segments(what.plan, memories, precision, mine)
         final = unpack_memories(config, memories, state, fresh[number])
         # Shared memory that is not written stays shared.
         names = [n for n in (*FLOAT_FIELDS, "int_sram") if n != "hbm" or is_stored]

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     from plena_jax import __version__
-    from plena_jax.cli import assembly, compile, demo, isa, map, ops, run, sweep, verify
+    from plena_jax.cli import assembly, bench, compile, demo, isa, map, ops, run, sweep, verify
 
     top = argparse.ArgumentParser(
         prog="plena",
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"plena_jax {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, compile, run, verify, sweep, assembly, isa, ops, map):
+    for module in (demo, compile, run, bench, verify, sweep, assembly, isa, ops, map):
         module.add(commands)
     return top
 

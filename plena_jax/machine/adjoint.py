@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from plena_jax.config import Formats
-from plena_jax.machine.datapath import Cursor, Sweep
+from plena_jax.machine.datapath import Cursor, Sweep, spread
 from plena_jax.machine.journal import (
     Journal,
     Plan,
@@ -323,7 +323,7 @@ class Adjoint(Sweep):
             hbm = put(hbm, old)
 
             def place(row: jax.Array, old: jax.Array) -> jax.Array:
-                first, data, wanted = self.spread(s, row)
+                first, data, wanted = spread(self.config, s, row)
                 return merged(old, first - start[0], data, wanted)
 
             _, transpose = jax.vjp(place, jnp.zeros(self.config.vlen, jnp.float32), old)

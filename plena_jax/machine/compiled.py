@@ -58,7 +58,7 @@ class Datapath:
     def __init__(self, config: MachineConfig, state: MachineState, donate: bool = False) -> None:
         """Take them from ``state``; with ``donate`` its memories may be overwritten."""
         self.config, self._state = config, state
-        self._memories = (_pack if donate else _pack_copies)(config, state)
+        self._memories = packed(config, state, donate)
         with _lock:
             self._compilation = _compilations.get(_key(config, state.vram, state.hbm))
 
@@ -91,9 +91,27 @@ class Datapath:
             fresh: bit mask of the accumulators that count as zero.
             unknown: bool [1024], INT SRAM entries that are to be taken from the datapath.
         """
-        state, memories = self._state.replace(**integers), self._memories
+        memories = self._memories
         del self._memories
-        return _unpack(self.config, memories, state, np.uint32(fresh), integers["int_sram"], unknown)
+        return finished(self.config, memories, self._state, integers, fresh, unknown)
+
+
+def packed(config: MachineConfig, state: MachineState, donate: bool) -> Memories:
+    """The memories of a state, to be overwritten; with ``donate`` they may be those of the state itself."""
+    return (_pack if donate else _pack_copies)(config, state)
+
+
+def finished(
+    config: MachineConfig,
+    memories: Memories,
+    state: MachineState,
+    integers: dict[str, Any],
+    fresh: int,
+    unknown: np.ndarray,
+) -> MachineState:
+    """``state`` with what ran; see :meth:`Datapath.finish`."""
+    state = state.replace(**integers)
+    return _unpack(config, memories, state, np.uint32(fresh), integers["int_sram"], unknown)
 
 
 # -- compiling ahead of need ------------------------------------------------------------------------------------------

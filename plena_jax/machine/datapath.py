@@ -323,28 +323,34 @@ class Sweep:
         s = self.step(cursor)
         (semantic,) = branches(Stage.STORE)
         stored = semantic.function(self.view(vram, cells, hbm, m_accum), s)
-        transfers = Transfers.of(self.config).vector
-        is_kv = s.argument != 0
-        pick = lambda name: jnp.where(is_kv, getattr(transfers[1], name), getattr(transfers[0], name))
-        if hbm.dtype == jnp.float32:
-            first, data, wanted = self.spread(s, stored)
-            return self.next(cursor, s), put(hbm, first, data, wanted)
-        elements, scales = stored
-        low, _ = element_address(u32(s.rs1), u32(s.rs1_lane), s.mask, s.part)
-        hbm = put_counted(hbm, low, elements, pick("element_bytes"))
-        low, _ = scale_address(u32(s.rs2), u32(s.rs2_lane), s.mask, s.part, pick("ratio"))
-        return self.next(cursor, s), put_counted(hbm, low, scales, pick("scale_bytes"))
+        return self.next(cursor, s), put_stored(self.config, s, stored, hbm)
 
-    def spread(self, s: Step, row: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Where a stored row goes on the values face: the first cell, cells from there on, and which of them count."""
-        transfers, unit = Transfers.of(self.config).vector, cell_bits(self.config)
-        first, _ = stored_cells(self.config, s, transfers, s.part.reshape(1))
-        steps = [t.bits // unit for t in transfers]
-        step = jnp.where(s.argument != 0, steps[1], steps[0])
-        cell = jnp.arange(self.config.vlen * max(steps), dtype=jnp.int32)
-        lane = jnp.minimum(cell // step, self.config.vlen - 1)
-        wanted = (cell % step == 0) & (cell // step < self.config.vlen)
-        return first[0, 0], row.at[lane].get(mode="promise_in_bounds"), wanted
+
+def put_stored(config: MachineConfig, s: Step, stored: Any, hbm: jax.Array) -> jax.Array:
+    """HBM with what a part of a STORE instruction has returned."""
+    if hbm.dtype == jnp.float32:
+        first, data, wanted = spread(config, s, stored)
+        return put(hbm, first, data, wanted)
+    transfers = Transfers.of(config).vector
+    is_kv = s.argument != 0
+    pick = lambda name: jnp.where(is_kv, getattr(transfers[1], name), getattr(transfers[0], name))
+    elements, scales = stored
+    low, _ = element_address(u32(s.rs1), u32(s.rs1_lane), s.mask, s.part)
+    hbm = put_counted(hbm, low, elements, pick("element_bytes"))
+    low, _ = scale_address(u32(s.rs2), u32(s.rs2_lane), s.mask, s.part, pick("ratio"))
+    return put_counted(hbm, low, scales, pick("scale_bytes"))
+
+
+def spread(config: MachineConfig, s: Step, row: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where a stored row goes on the values face: the first cell, cells from there on, and which of them count."""
+    transfers, unit = Transfers.of(config).vector, cell_bits(config)
+    first, _ = stored_cells(config, s, transfers, s.part.reshape(1))
+    steps = [t.bits // unit for t in transfers]
+    step = jnp.where(s.argument != 0, steps[1], steps[0])
+    cell = jnp.arange(config.vlen * max(steps), dtype=jnp.int32)
+    lane = jnp.minimum(cell // step, config.vlen - 1)
+    wanted = (cell % step == 0) & (cell // step < config.vlen)
+    return first[0, 0], row.at[lane].get(mode="promise_in_bounds"), wanted
 
 
 def _prefetch_branch() -> int:

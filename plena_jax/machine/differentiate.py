@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +43,13 @@ class Segments(NamedTuple):
     ends: jax.Array
 
 
-def _split(memories: Memories) -> Floats:
+def split(memories: Memories) -> Floats:
     """The memories that have derivatives."""
     hbm = memories.hbm if memories.hbm.dtype == jnp.float32 else jnp.zeros(1, jnp.float32)
     return Floats(memories.vram, memories.cells, memories.m_accum, hbm)
 
 
-def _joined(floats: Floats, memories: Memories) -> Memories:
+def joined(floats: Floats, memories: Memories) -> Memories:
     """``memories`` with those that have derivatives taken from ``floats``."""
     hbm = floats.hbm if memories.hbm.dtype == jnp.float32 else memories.hbm
     return memories._replace(vram=floats.vram, cells=floats.cells, m_accum=floats.m_accum, hbm=hbm)
@@ -154,11 +154,25 @@ def _journalled(
 @run_segments.defjvp
 def _jvp(plan: Plan, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Memories, Memories]:
     memories, precision, segments = primals
-    _check(plan, memories)
-    memories = _joined(refuse(_ONLY_FIRST, _split(memories)), memories)
+    memories = differentiated(memories, plan.stores)
     end, residuals = _run_keeping(plan, memories, precision, segments)
-    tangent = _linear(plan, residuals, _split(tangents[0]._replace(hbm=_float_tangent(tangents[0].hbm))))
-    integer = lambda a: np.zeros(a.shape, jax.dtypes.float0)
+    return with_tangents(_StepRule(plan), residuals, end, tangents[0])
+
+
+def differentiated(memories: Memories, stores: bool) -> Memories:
+    """The same memories, at the start of a run that is differentiated once.
+
+    Raises:
+        EngineError: the program stores bytes.
+    """
+    _check(stores, memories)
+    return joined(refuse(_ONLY_FIRST, split(memories)), memories)
+
+
+def with_tangents(rule: Rule, residuals: Any, end: Memories, tangents: Memories) -> tuple[Memories, Memories]:
+    """The memories at the end of a run, and their tangents from those at the start."""
+    tangent = _linear(rule, residuals, split(tangents._replace(hbm=_float_tangent(tangents.hbm))))
+    integer: Any = lambda a: np.zeros(a.shape, jax.dtypes.float0)
     others = end._replace(hbm=integer(end.hbm), int_sram=integer(end.int_sram), careful=integer(end.careful))
     if end.hbm.dtype == jnp.float32:
         others = others._replace(hbm=tangent.hbm)
@@ -169,8 +183,8 @@ def _float_tangent(tangent: Any) -> Any:
     return jnp.zeros(1, jnp.uint8) if tangent.dtype == jax.dtypes.float0 else tangent
 
 
-def _check(plan: Plan, memories: Memories) -> None:
-    if plan.stores and memories.hbm.dtype != jnp.float32:
+def _check(stores: bool, memories: Memories) -> None:
+    if stores and memories.hbm.dtype != jnp.float32:
         raise EngineError(
             "derivatives: the program stores to HBM (H_STORE_V), whose bytes have none; start it from the values face "
             "(MachineState.create(hbm=<float32 array>), see plena_jax.hbm)"
@@ -180,12 +194,49 @@ def _check(plan: Plan, memories: Memories) -> None:
 # -- the linear part --------------------------------------------------------------------------------------------------
 
 
+class Rule(Protocol):
+    """How an engine differentiates: what a run's derivative is compiled for, besides shapes. Hashable.
+
+    Residuals are a pytree with an attribute ``segments``, what has been run.
+    """
+
+    @property
+    def debug(self) -> Program | None:
+        """The program, where a derivative that is not finite is an error."""
+
+    def push(self, residuals: Any, tangents: Floats) -> Floats:
+        """Forward mode."""
+
+    def pull(self, residuals: Any, bar: Floats) -> tuple[Floats, jax.Array]:
+        """Reverse mode; and what a debug run has found, see :class:`_Linear`."""
+
+
+@dataclass(frozen=True)
+class _StepRule:
+    """One record after the other."""
+
+    plan: Plan
+
+    @property
+    def debug(self) -> Program | None:
+        """See :class:`Rule`."""
+        return self.plan.debug
+
+    def push(self, residuals: _Residuals, tangents: Floats) -> Floats:
+        """See :class:`Rule`."""
+        return _push(self.plan, residuals, tangents)
+
+    def pull(self, residuals: _Residuals, bar: Floats) -> tuple[Floats, jax.Array]:
+        """See :class:`Rule`."""
+        return _pull(self.plan, residuals, bar)
+
+
 @dataclass(frozen=True)
 class _Linear:
     """Tangents at the start to tangents at the end, or, transposed, cotangents at the end to those at the start.
 
     Attributes:
-        plan: what it is compiled for.
+        rule: of the engine.
         structure: of the residuals.
         transposed: which of the two.
         batched: for each ``vmap`` around it, the outermost first, which leaves of the residuals have a lane axis.
@@ -194,7 +245,7 @@ class _Linear:
     index, pc and tick of the record whose derivative is not finite, the first of them -1 if there is none.
     """
 
-    plan: Plan
+    rule: Rule
     structure: Any
     transposed: bool = False
     batched: tuple[tuple[bool, ...], ...] = ()
@@ -209,8 +260,8 @@ class _Linear:
             return map_lanes(lambda lane: inner(*lane), list(leaves), flags, sequential)
         residuals, floats = jax.tree.unflatten(self.structure, leaves[:count]), Floats(*leaves[count:])
         if not self.transposed:
-            return [*_push(self.plan, residuals, floats), jnp.asarray(_NOTHING)]
-        bar, found = _pull(self.plan, residuals, floats)
+            return [*self.rule.push(residuals, floats), jnp.asarray(NOTHING)]
+        bar, found = self.rule.pull(residuals, floats)
         return [*bar, found]
 
 
@@ -221,17 +272,17 @@ def _push(plan: Plan, r: _Residuals, tangents: Floats) -> Floats:
         start = start._replace(hbm=r.starts.hbm)
 
     def run(floats: Floats) -> Floats:
-        memories = _joined(floats, start)
+        memories = joined(floats, start)
         for index in range(len(r.segments.ends)):
             records, end = r.segments.records[index], r.segments.ends[index]
             memories = Sweep(plan.config, records, end, r.precision, plan.clipped, plan.used).run_all(memories)
-        return _split(memories)
+        return split(memories)
 
-    return jax.jvp(run, (_split(start),), (tangents,))[1]
+    return jax.jvp(run, (split(start),), (tangents,))[1]
 
 
 #: That no derivative has become infinite or NaN.
-_NOTHING = np.full(3, -1, np.int32)
+NOTHING = np.full(3, -1, np.int32)
 
 
 def _pull(plan: Plan, r: _Residuals, bar: Floats) -> tuple[Floats, jax.Array]:
@@ -262,7 +313,7 @@ def _first(found: jax.Array) -> jax.Array:
 
 def _run_back(adjoint: Adjoint, end: Memories, bar: Floats) -> tuple[Floats, jax.Array]:
     if adjoint.plan.debug is None:
-        return adjoint.run_back(end, bar), jnp.asarray(_NOTHING)
+        return adjoint.run_back(end, bar), jnp.asarray(NOTHING)
     index = adjoint.first_not_finite(end, bar)
     record = adjoint.trace[jnp.maximum(index, 0)]
     return adjoint.run_back(end, bar), jnp.stack([index, record[Record.PC], record[Record.TICK]])
@@ -278,9 +329,9 @@ _primitive = Primitive("plena_linear")
 _primitive.multiple_results = True
 
 
-def _linear(plan: Plan, residuals: _Residuals, tangents: Floats) -> Floats:
+def _linear(rule: Rule, residuals: Any, tangents: Floats) -> Floats:
     leaves, structure = jax.tree.flatten(residuals)
-    return Floats(*_primitive.bind(*leaves, *tangents, linear=_Linear(plan, structure)))
+    return Floats(*_primitive.bind(*leaves, *tangents, linear=_Linear(rule, structure)))
 
 
 _jitted = jax.jit(lambda linear, *leaves: linear(*leaves), static_argnums=0)
@@ -288,16 +339,16 @@ _jitted = jax.jit(lambda linear, *leaves: linear(*leaves), static_argnums=0)
 
 def _impl(*leaves: jax.Array, linear: _Linear) -> list[jax.Array]:
     *floats, found = _jitted(linear, *leaves)
-    if linear.plan.debug is not None:
-        _report(linear.plan.debug, _first(found))
+    if linear.rule.debug is not None:
+        _report(linear.rule.debug, _first(found))
     return floats
 
 
 def _inside(*leaves: jax.Array, linear: _Linear) -> list[jax.Array]:
     """The same as part of a larger computation."""
     *floats, found = linear(*leaves)
-    if linear.plan.debug is not None:
-        jax.debug.callback(partial(_report, linear.plan.debug), _first(found))
+    if linear.rule.debug is not None:
+        jax.debug.callback(partial(_report, linear.rule.debug), _first(found))
     return floats
 
 

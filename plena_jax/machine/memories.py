@@ -78,10 +78,13 @@ def pack_memories(config: MachineConfig, state: MachineState) -> Memories:
     hbm = jnp.pad(state.hbm, (0, max(window - state.hbm.shape[0], 0)))
     least = max(config.blen, wide_rows(config))
     vram = jnp.pad(state.vram, ((0, max(least - state.vram.shape[0], 0)), (0, 0)))
+    return Memories(vram, cells, state.m_accum, hbm, state.int_sram, any_lane(needs_care(config, state)))
+
+
+def needs_care(config: MachineConfig, state: MachineState) -> jax.Array:
+    """bool []: whether matrix SRAM holds what fast sums exclude."""
     careful = has_subnormal(state.mram)
-    if not state.has_values:
-        careful = careful | has_long_significand(state.mram, config)
-    return Memories(vram, cells, state.m_accum, hbm, state.int_sram, any_lane(careful))
+    return careful if state.has_values else careful | has_long_significand(state.mram, config)
 
 
 def unpack_memories(config: MachineConfig, memories: Memories, state: MachineState, fresh: jax.Array) -> MachineState:

@@ -22,6 +22,7 @@ from plena_jax.machine.decode import decode
 from plena_jax.machine.differentiate import refuse
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
+from plena_jax.machine.fused.engine import compile_fused, run_fused, run_fused_traced
 from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
 from plena_jax.machine.segments import Gradient
 from plena_jax.machine.state import (
@@ -33,7 +34,9 @@ from plena_jax.machine.state import (
 )
 from plena_jax.program import Program
 
-Engine = Literal["auto", "architectural", "resolved"]
+Engine = Literal["auto", "architectural", "resolved", "fused"]
+#: Datapath instructions from which "auto" takes the fused engine: its code takes longer to compile.
+FUSED_RECORDS = 1 << 15
 #: Called with the number of instructions executed so far.
 Progress = Callable[[int], None]
 
@@ -42,9 +45,9 @@ class EngineChoice(NamedTuple):
     """The engine that ``run`` takes, and why.
 
     Attributes:
-        name: "architectural" or "resolved".
+        name: "architectural", "resolved" or "fused".
         reason: in words.
-        trace: the resolved trace, if that is the engine.
+        trace: the resolved trace, but for the architectural engine.
     """
 
     name: str
@@ -60,13 +63,15 @@ def engine_for(
     max_instructions: int | None = None,
     progress: Progress | None = None,
 ) -> EngineChoice:
-    """Which engine :func:`run` takes for a program on a state: resolved wherever possible, else architectural.
+    """Which engine :func:`run` takes for a program on a state.
 
-    Takes the arguments of :func:`run`; ``progress`` is called with the number of instructions resolved.
+    Where no address depends on data that is the resolved engine, or, for a long trace on a concrete state, the fused
+    one; else the architectural one. Takes the arguments of :func:`run`; ``progress`` is called with the number of
+    instructions resolved.
 
     Raises:
-        EngineError: "resolved" was asked for and cannot be, or the state's pc is outside the program; the message says
-            why.
+        EngineError: "resolved" or "fused" was asked for and cannot be, or the state's pc is outside the program; the
+            message says why.
         ProgramError: the machine refuses to load the program.
     """
     if engine not in get_args(Engine):
@@ -81,11 +86,17 @@ def engine_for(
     else:
         try:
             trace = resolve(program, config, state, max_instructions, progress)
-            return EngineChoice("resolved", "no address, register or loop depends on data", trace)
+            concrete = not (_is_tracing() or _is_traced(state))
+            static = "no address, register or loop depends on data"
+            if engine == "fused":
+                return EngineChoice("fused", f"asked for, and {static}", trace)
+            if engine == "auto" and len(trace) >= FUSED_RECORDS and concrete:
+                return EngineChoice("fused", f"{static}, and there are {len(trace)} datapath instructions", trace)
+            return EngineChoice("resolved", static, trace)
         except Unresolvable as error:
             why = str(error)
-    if engine == "resolved":
-        raise EngineError(f"engine 'resolved': {why}; engine 'architectural' runs anything")
+    if engine in ("resolved", "fused"):
+        raise EngineError(f"engine {engine!r}: {why}; engine 'architectural' runs anything")
     return EngineChoice("architectural", why)
 
 
@@ -106,14 +117,18 @@ def prepare(
     """
     program = _program(program)
     _check(state, config, max_instructions)
-    if not _is_tracing():
+    if engine != "fused" and not _is_tracing():
         compile_ahead(config, state)
     choice = engine_for(program, state, config, engine, max_instructions, progress)
     if choice.trace is not None:
         state = allocate(state, config, choice.trace.vram_rows, choice.trace.hbm_bytes)
     else:
         compile_control(program, config, state)
-    compile_all(config, state)
+    if choice.name == "fused":
+        assert choice.trace is not None
+        compile_fused(choice.trace, state, engine == "auto")
+    else:
+        compile_all(config, state)
     return choice
 
 
@@ -129,20 +144,22 @@ def run(
     progress: Progress | None = None,
     precision: Formats | None = None,
     gradient: Gradient | None = None,
+    strict: bool | None = None,
 ) -> MachineState:
     """Run a program from ``state.pc`` until it ends, and return the final state.
 
     Works inside ``jit`` and ``vmap``; there a fault is only recorded in ``state.status`` (see :class:`Fault`), and on
-    the architectural engine memories do not grow. Both engines end in the same state, bit for bit. On the resolved
-    engine a run can be differentiated with respect to VRAM, matrix and FP SRAM, f registers, accumulators and the
-    values face of HBM.
+    the architectural engine memories do not grow. All engines end in the same state, bit for bit (but see ``strict``).
+    On the resolved engine a run can be differentiated with respect to VRAM, matrix and FP SRAM, f registers,
+    accumulators and the values face of HBM.
 
     Args:
         program: a :class:`Program`, or its machine words.
         state: where to start; a machine at reset by default.
         config: the machine, the published transactional profile by default.
         engine: "resolved" works out registers, loops and addresses once and keeps them; "architectural" executes every
-            instruction and runs anything; "auto" takes the first where it can (:func:`engine_for` tells).
+            instruction and runs anything; "fused" resolves too, and runs what is independent together, as dense array
+            work; "auto" takes one that can (:func:`engine_for` tells).
         max_instructions: stop with status ``Fault.LIMIT`` after so many; running on from there is the same as one long
             run.
         throw: raise a fault as an exception.
@@ -152,6 +169,9 @@ def run(
             sweeps them. HBM must show its values face, and lies where the formats of ``config`` put it. Resolved engine
             only.
         gradient: how the run is differentiated.
+        strict: on the fused engine, products of the matrix unit add up in the machine's order, at some cost. Else as
+            the backend's matrix product does: now and then a rounded result is the next number. By default only where
+            "auto" takes that engine.
 
     Raises:
         MachineFault: an instruction could not be executed. ``fault.state`` is the machine before it.
@@ -164,10 +184,14 @@ def run(
     _check(state, config, max_instructions)
     if precision is not None:
         check_precision(precision, state)
-    elif not _is_tracing() and not _is_traced(state):
+    elif engine != "fused" and not _is_tracing() and not _is_traced(state):
         compile_ahead(config, state)
     choice = engine_for(program, state, config, engine, max_instructions)
-    if choice.trace is not None:
+    if choice.name == "fused":
+        assert choice.trace is not None
+        in_order = engine == "auto" if strict is None else strict
+        final = _run_fused(choice.trace, state, donate, progress, precision, gradient, in_order)
+    elif choice.trace is not None:
         final = _run_resolved(choice.trace, state, donate, progress, precision, gradient)
     elif precision is not None:
         raise EngineError(f"precision: needs the resolved engine, but {choice.reason}")
@@ -224,6 +248,27 @@ def _run_resolved(
     ratio = trace.instructions / max(len(trace), 1)
     report = None if progress is None else lambda done: progress(int(done * ratio))
     return run_trace(trace, grown, donate, report, precision, gradient)
+
+
+def _run_fused(
+    trace: Trace,
+    state: MachineState,
+    donate: bool,
+    progress: Progress | None,
+    precision: Formats | None,
+    gradient: Gradient | None,
+    strict: bool,
+) -> MachineState:
+    grown = allocate(state, trace.config, trace.vram_rows, trace.hbm_bytes)
+    if gradient is not None and gradient.debug:
+        raise EngineError("Gradient: debug=True looks at one step after the other: engine='resolved' does that")
+    if precision is not None or _is_tracing() or _is_traced(state):
+        clipped = gradient is not None and gradient.rounding == "clipped"
+        return run_fused_traced(trace, grown, precision, strict, clipped)
+    final = run_fused(trace, grown, donate, strict)
+    if progress is not None:
+        progress(trace.instructions)
+    return final
 
 
 def _run_architectural(

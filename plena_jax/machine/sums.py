@@ -39,6 +39,8 @@ _MATERIALISE_BYTES = 1 << 18
 LIFT = 88
 #: Terms that a loop over k adds in one turn.
 _UNROLLED = 8
+#: The same where products are not written to memory.
+_WIDELY_UNROLLED = 16
 
 Plain = Callable[..., jax.Array]
 
@@ -148,8 +150,20 @@ def _block_matmul(x: jax.Array, w: jax.Array, product: Plain) -> jax.Array:
         if product is not _exact_product and len(w) % _UNROLLED == 0 and len(w) > _UNROLLED:
             return _in_order(products)
         return _one_by_one(products)[0]
-    term = lambda k: product(x[:, k, None], w[k][None])
-    return lax.fori_loop(1, len(w), lambda k, total: total + term(k), term(0))
+    if len(w) % _WIDELY_UNROLLED:
+        term = lambda k: product(x[:, k, None], w[k][None])
+        return lax.fori_loop(1, len(w), lambda k, total: total + term(k), term(0))
+
+    def add(turn: Any, total: jax.Array | None) -> jax.Array:
+        part = lambda a, axis: lax.dynamic_slice_in_dim(a, turn * _WIDELY_UNROLLED, _WIDELY_UNROLLED, axis)
+        columns, rows = part(x, 1), part(w, 0)
+        for k in range(_WIDELY_UNROLLED):
+            term = product(columns[:, k : k + 1], rows[k : k + 1])
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+    return lax.fori_loop(1, len(w) // _WIDELY_UNROLLED, add, add(0, None))
 
 
 @custom_vmap

@@ -10,6 +10,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from plena_jax import arithmetic
 from plena_jax.bits import Array, array_module, quiet, u32
@@ -210,19 +211,30 @@ def scale_address(low: Array, high: Array, stride: Array, row: Array, ratio: int
     return add64(low, high, lower.astype(np.uint32), upper.astype(np.uint32))
 
 
-def read_bytes(hbm: jax.Array, low: jax.Array, high: jax.Array, count: int, line_only: bool = False) -> jax.Array:
+def read_bytes(
+    hbm: jax.Array, low: jax.Array, high: jax.Array, count: int, line_only: bool = False, inside: bool = False
+) -> jax.Array:
     """uint8 [n, count] from addresses [n]; what lies beyond the allocated bytes is zero.
 
     With ``line_only``, so is what lies beyond the 64-byte line of the first byte (scales are fetched by one block
-    read).
+    read). ``inside`` promises that nothing lies beyond the allocated bytes.
     """
     offset = jnp.arange(count, dtype=jnp.uint32)[None]
+    if inside and count:
+        data = slices(hbm, low.astype(jnp.int32), count)
+        return jnp.where((low[:, None] % BLOCK) + offset < BLOCK, data, jnp.uint8(0)) if line_only else data
     index = low[:, None] + offset
     there = (high[:, None] == 0) & (index >= low[:, None]) & (index < u32(hbm.shape[0]))
     if line_only:
         there = there & ((low[:, None] % BLOCK) + offset < BLOCK)
     data = hbm.at[jnp.where(there, index, u32(0)).astype(jnp.int32)].get(mode="promise_in_bounds")
     return jnp.where(there, data, jnp.uint8(0))
+
+
+def slices(memory: jax.Array, start: jax.Array, count: int) -> jax.Array:
+    """[n, count]: elements from ``start`` int32 [n] on; starts too late for that are moved forward."""
+    take = lambda at: lax.dynamic_slice(memory, (at,), (count,), allow_negative_indices=False)
+    return jax.vmap(take)(start)
 
 
 def blocks_touched(low: Array, count: Array) -> Array:

@@ -29,7 +29,7 @@ def block_of(
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["vram", "cells", "hbm", "m_accum", "careful", "precision"],
-    meta_fields=["config", "clipped"],
+    meta_fields=["config", "clipped", "inside"],
 )
 @dataclass(frozen=True)
 class View:
@@ -47,6 +47,7 @@ class View:
         careful: bool [], whether matrix SRAM may hold what fast sums exclude.
         precision: formats that replace those of the configuration, traced or not; None for none.
         clipped: roundings have derivative 0 where they saturate.
+        inside: no transfer reads beyond the part of HBM that is allocated.
     """
 
     config: MachineConfig
@@ -57,6 +58,7 @@ class View:
     careful: jax.Array | bool = True
     precision: Formats | None = None
     clipped: bool = False
+    inside: bool = False
 
     @cached_property
     def layout(self) -> Layout:

@@ -36,9 +36,9 @@ def _fetch(view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: j
         if transfer.problem:
             return jnp.zeros((rows.shape[0], transfer.lanes), jnp.float32)  # never executed: the instruction faults
         low, high = element_address(u32(step.rs1), u32(step.rs1_lane), step.mask, rows)
-        elements = read_bytes(hbm, low, high, transfer.element_bytes)
+        elements = read_bytes(hbm, low, high, transfer.element_bytes, inside=view.inside)
         low, high = scale_address(u32(step.rs2), u32(step.rs2_lane), step.mask, rows, transfer.ratio)
-        scales = read_bytes(hbm, low, high, transfer.scale_bytes, line_only=True)
+        scales = read_bytes(hbm, low, high, transfer.scale_bytes, line_only=True, inside=view.inside)
         return transfer.decode(elements, scales)
 
     first, second = transfers

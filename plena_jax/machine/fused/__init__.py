@@ -1,0 +1,1 @@
+"""The fused engine: a resolved trace as dense array work."""

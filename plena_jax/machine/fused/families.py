@@ -1,0 +1,400 @@
+"""What a wide step can be: the families of operations, their operands, and how a semantic function sees them.
+
+A wide step runs one operation on many independent values at once. Values are rows of one array, ``values`` [slots,
+VLEN]; a scalar (f register, entry of FP SRAM) is a row that holds it in every lane. An operation is an *entry* of
+integers: slots of its operands and what else its record says. Its semantic function runs on a private memory of just
+these operands, so nothing of the instructions' arithmetic is written again here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plena_jax.config import MachineConfig
+from plena_jax.isa import TOPK_POLICIES
+from plena_jax.machine.record import Flag, Step
+from plena_jax.machine.semantics import lanewise, matrix, memory, vector
+from plena_jax.machine.semantics.matrix import fresh, wide_rows
+from plena_jax.machine.semantics.vector import TOPK_ENTRIES
+from plena_jax.machine.sums import accumulate
+from plena_jax.machine.transfer import Transfers, cell_bits, slices
+from plena_jax.machine.view import View
+
+
+class Entry(enum.IntEnum):
+    """Columns of an entry, int32 (unsigned values as bit patterns)."""
+
+    #: Slots: rs1, rs2, and the old value of what is written. A transfer has addresses there (see ``memory.py``).
+    A = 0
+    B = 1
+    D = 2
+    #: Those of the record.
+    MASK = 3
+    ARGUMENT = 4
+    FRESH = 5
+    #: A lane, an amount, the high word of an address, or a part.
+    X = 6
+    #: Whether the result is a row of vector SRAM; or the row in a tile.
+    Y = 7
+    #: Where a list of operands begins in the pool.
+    POOL = 8
+
+
+COLUMNS = len(Entry)
+#: Rows that a wide step writes.
+WIDE = 64
+#: Operations of a lane-wise step when there are only few.
+FEW = 4
+#: Rows of products when there are only few.
+FEW_PRODUCTS = 8
+
+
+class Family(enum.IntEnum):
+    """Operations that run together."""
+
+    ADD = 0
+    MULTIPLY = enum.auto()
+    SELECT = enum.auto()
+    EXP = enum.auto()
+    RECIPROCAL = enum.auto()
+    SQRT = enum.auto()
+    MOVE = enum.auto()
+    SHIFT = enum.auto()
+    SUM = enum.auto()
+    SUM_MASKED = enum.auto()
+    MAX = enum.auto()
+    MAX_MASKED = enum.auto()
+    #: A row of hm_accum or hv_accum, written out.
+    WRITE_OUT = enum.auto()
+    MAP = enum.auto()
+    #: A row of vector SRAM put together of blocks of BLEN lanes: what M_MM_WO and M_MV_WO write.
+    ASSEMBLE = enum.auto()
+    #: Rows times tiles: M_MM and M_MV from one write-out to the next; with M_TMM among them.
+    PRODUCT = enum.auto()
+    PRODUCT_TRANSPOSED = enum.auto()
+    #: The same one by one, where a chain of them is not a product.
+    MM = enum.auto()
+    TMM = enum.auto()
+    MV = enum.auto()
+    TMV = enum.auto()
+    BMM = enum.auto()
+    BMV = enum.auto()
+    BTMV = enum.auto()
+    PREFETCH_M = enum.auto()
+    PREFETCH_M_KV = enum.auto()
+    PREFETCH_V = enum.auto()
+    PREFETCH_V_KV = enum.auto()
+    TOPK = enum.auto()
+    #: The only one that writes no value.
+    STORE = enum.auto()
+
+
+class _Places:
+    """Rows of the regions that semantic functions know by name, in a private memory."""
+
+    def __init__(self, **rows: Any) -> None:
+        self.__dict__.update(rows)
+
+
+@dataclass(frozen=True)
+class OperandView(View):
+    """A view of a private memory."""
+
+    places: Any = None
+
+    @property
+    def layout(self) -> Any:
+        """Where things are in ``cells``."""
+        return self.places
+
+    def hbm_values(self, index: jax.Array, there: jax.Array) -> jax.Array:
+        """See :class:`View`; whole rows at a time where their cells lie side by side."""
+        if not (self.inside and _side_by_side(self.config)):
+            return super().hbm_values(index, there)
+        return slices(self.hbm, index[:, 0], index.shape[1])
+
+
+@lru_cache(maxsize=32)
+def _side_by_side(config: MachineConfig) -> bool:
+    """Whether every element that can be transferred takes one cell of the values face."""
+    transfers = Transfers.of(config)
+    return {t.bits for t in (*transfers.matrix, *transfers.vector) if not t.problem} <= {cell_bits(config)}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an operation may depend on besides its operands."""
+
+    config: MachineConfig
+    hbm: jax.Array
+    careful: jax.Array | bool
+    precision: Any = None
+    clipped: bool = False
+    inside: bool = False
+
+    def view(self, vram: jax.Array, cells: jax.Array, **places: Any) -> OperandView:
+        """A view of some rows as vector SRAM and as ``cells``."""
+        none = jnp.zeros((1, 1), jnp.float32)
+        known = (self.careful, self.precision, self.clipped, self.inside)
+        return OperandView(self.config, vram, cells, self.hbm, none, *known, _Places(**places))
+
+
+Compute = Callable[[Machine, jax.Array, jax.Array], jax.Array]
+Operands = Callable[[MachineConfig, jax.Array, jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a family runs.
+
+    Attributes:
+        compute: ``(machine, entry, rows) -> float32 [unit, VLEN]``.
+        operands: ``(config, entry, pool) -> int32 [k]``, slots of the rows.
+        unit: rows that an operation writes.
+        sizes: operations of a step, by bucket: the smallest first.
+    """
+
+    compute: Compute
+    operands: Operands
+    unit: Callable[[MachineConfig], int] = lambda config: 1
+    sizes: Callable[[MachineConfig], tuple[int, ...]] = lambda config: (FEW, WIDE)
+
+
+def _step(entry: jax.Array, **fields: Any) -> Step:
+    zero: Any = jnp.int32(0)
+    values = dict.fromkeys(Step._fields, zero)
+    values |= {"parts": jnp.int32(1), "mask": entry[Entry.MASK], "argument": entry[Entry.ARGUMENT]}
+    values |= {"fresh": entry[Entry.FRESH]}
+    return Step(**(values | fields))
+
+
+# -- lane by lane -----------------------------------------------------------------------------------------------------
+
+
+def _lanewise(function: Callable[..., Any], reads: tuple[Entry, ...], shift: bool = False, dest: str = "") -> Kind:
+    """A function of rows or scalars.
+
+    Args:
+        function: the semantic function.
+        reads: the operands' columns, in the order of their rows in the private memory.
+        shift: rs2 is an amount.
+        dest: "row" or "scalar", "reduced" for a scalar of whole rows, or empty where Y of the entry tells.
+    """
+    at = {name: reads.index(name) if name in reads else 0 for name in (Entry.A, Entry.B, Entry.D)}
+
+    def result(machine: Machine, entry: jax.Array, rows: jax.Array, in_vram: bool) -> jax.Array:
+        # All of this is known when it is compiled, so that operands are plain slices.
+        flags: Any = int(Flag.RS1_VRAM | Flag.RS2_VRAM | (Flag.RD_VRAM if in_vram else 0))
+        rd, rs1, rs2 = (np.int32(at[name]) for name in (Entry.D, Entry.A, Entry.B))
+        step = _step(entry, flags=flags, rd=rd, rs1=rs1, rs2=entry[Entry.X] if shift else rs2)
+        found: jax.Array = function(machine.view(rows, rows), step)
+        return found if in_vram else found[:1]
+
+    def compute(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
+        if dest == "row":
+            return result(machine, entry, rows, True)[None]
+        # A scalar takes one lane of its operands.
+        scalar = result(machine, entry, rows if dest == "reduced" else rows[:, :1], False)
+        if dest:
+            return jnp.broadcast_to(scalar, (1, machine.config.vlen))
+        return jnp.where(entry[Entry.Y] != 0, result(machine, entry, rows, True), scalar)[None]
+
+    return Kind(compute, lambda config, entry, pool: jnp.stack([entry[name] for name in reads]))
+
+
+def _written_out(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
+    return matrix.m_bmv_wo(machine.view(rows, rows, hv_accum=jnp.int32(0)), _step(entry))[None]
+
+
+def _mapped(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
+    # Every row has its scalar in all lanes.
+    entries = jnp.stack([jnp.diagonal(rows), jnp.zeros(rows.shape[1], jnp.float32)])
+    return vector.s_map_v_fp(machine.view(entries, entries), _step(entry))[None]
+
+
+def _pooled(count: Callable[[MachineConfig], int]) -> Operands:
+    return lambda config, entry, pool: _list(pool, entry[Entry.POOL], count(config))
+
+
+def _list(pool: jax.Array, start: jax.Array, count: int) -> jax.Array:
+    return jax.lax.dynamic_slice(pool, (start,), (count,), allow_negative_indices=False)
+
+
+# -- rows and tiles, one by one ---------------------------------------------------------------------------------------
+
+
+def _tile(config: MachineConfig, entry: jax.Array) -> jax.Array:
+    return entry[Entry.B] + jnp.arange(config.mlen, dtype=jnp.int32)
+
+
+def _with_tile(*others: Callable[[MachineConfig, jax.Array, jax.Array], jax.Array]) -> Operands:
+    """Other slots, then those of the tile at B."""
+    return lambda config, entry, pool: jnp.concatenate(
+        [*(other(config, entry, pool) for other in others), _tile(config, entry)]
+    )
+
+
+def _one(name: Entry) -> Operands:
+    return lambda config, entry, pool: entry[name][None]
+
+
+def _block_product(function: Callable[..., Any], transposed: bool, m: Machine, e: jax.Array, r: jax.Array) -> jax.Array:
+    """M_MM or M_TMM by itself: BLEN rows of m_accum in BLEN lanes."""
+    size = m.config.blen
+    x, old, tile = r[:size], r[size : 2 * size, :size], r[2 * size :]
+    zero, row = jnp.int32(0), e[Entry.Y]
+    step = _step(e, rs1=zero if transposed else row, rs2=row if transposed else zero)
+    x, w = function(m.view(x, tile), step)
+    return jnp.pad(accumulate(fresh(step, old), x, w), ((0, 0), (0, m.config.vlen - size)))
+
+
+def _vector_product(
+    function: Callable[..., Any], accumulator: str, m: Machine, e: jax.Array, r: jax.Array
+) -> jax.Array:
+    """A row times a tile: rows are the accumulator, the broadcast scale, the row, the tile."""
+    part = e[Entry.ARGUMENT]
+    step = _step(e, rs1=jnp.int32(2), rs1_lane=e[Entry.X], rs2=jnp.int32(0), part=part)
+    places = {accumulator: jnp.int32(0) if accumulator == "v_accum" else -part, "bmm_scale": jnp.int32(1)}
+    return function(m.view(r[2:3], jnp.concatenate([r[:2], r[3:]]), **places), step)[None]
+
+
+def _vector_kind(function: Callable[..., Any], accumulator: str) -> Kind:
+    scale = _one(Entry.Y)
+    return Kind(
+        partial(_vector_product, function, accumulator),
+        _with_tile(_one(Entry.D), scale, _one(Entry.A)),
+        sizes=lambda config: (FEW,),
+    )
+
+
+def _heads(m: Machine, e: jax.Array, r: jax.Array) -> jax.Array:
+    """A part of M_BMM or M_BTMM: rows are those of the part, the old ones of the accumulator, the scale, the tile."""
+    size, part = wide_rows(m.config), e[Entry.Y]
+    row = jax.lax.rem(part, jnp.int32(m.config.mlen // size)) * size
+    cells = r[size:]
+    step = _step(e, rs1=jnp.int32(size + 1), rs1_lane=e[Entry.X], rs2=-row, part=part)
+    view = m.view(r[:size], cells, hm_accum=-part * size, bmm_scale=jnp.int32(size))
+    return matrix.m_bmm(view, step)
+
+
+def _head_operands(config: MachineConfig, entry: jax.Array, pool: jax.Array) -> jax.Array:
+    size = wide_rows(config)
+    old = entry[Entry.D] + jnp.where(entry[Entry.FRESH] == 1, 0, jnp.arange(size, dtype=jnp.int32))
+    return jnp.concatenate([_list(pool, entry[Entry.POOL], size), old, entry[Entry.A][None], _tile(config, entry)])
+
+
+def _block_operands(config: MachineConfig, entry: jax.Array, pool: jax.Array) -> jax.Array:
+    offset = jnp.arange(config.blen, dtype=jnp.int32)
+    x = _list(pool, entry[Entry.POOL], config.blen)
+    old = entry[Entry.D] + jnp.where(entry[Entry.FRESH] == 1, 0, offset)
+    return jnp.concatenate([x, old, _tile(config, entry)])
+
+
+# -- transfers, top k -------------------------------------------------------------------------------------------------
+
+
+def transfer_step(entry: jax.Array, argument: jax.Array | int) -> Step:
+    """The step of a transfer, whose part is in X's place and high words in Y (elements) and FRESH (scales)."""
+    return _step(
+        entry,
+        rs1=entry[Entry.A],
+        rs1_lane=entry[Entry.Y],
+        rs2=entry[Entry.B],
+        rs2_lane=entry[Entry.FRESH],
+        part=entry[Entry.X],
+        rd=-entry[Entry.X],
+        argument=jnp.asarray(argument, jnp.int32),
+    )
+
+
+def _transfer(function: Callable[..., Any], argument: int, m: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
+    result = function(m.view(rows, rows), transfer_step(entry, argument))
+    return result.reshape(-1, m.config.vlen)
+
+
+def _transfers(function: Callable[..., Any], argument: int, tiles: bool) -> Kind:
+    none: Operands = lambda config, entry, pool: jnp.zeros(1, jnp.int32)
+    compute = partial(_transfer, function, argument)
+    return Kind(compute, none, wide_rows, _blocks) if tiles else Kind(compute, none)
+
+
+def _blocks(config: MachineConfig) -> tuple[int, ...]:
+    """Blocks of rows that a step takes."""
+    return tuple(sorted({1, max(1, WIDE // wide_rows(config))}))
+
+
+def topk_rows(config: MachineConfig) -> int:
+    """Rows of logits that V_TOPK looks at."""
+    return -(-max(experts for experts, _ in TOPK_POLICIES) // config.vlen)
+
+
+def _topk(m: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
+    """Weights, then indices as bit patterns, each in every lane of a row."""
+    weights, order, _ = vector.v_topk(m.view(rows, rows), _step(entry, rs1=jnp.int32(0)))
+    indices = jax.lax.bitcast_convert_type(order, jnp.float32)
+    both = jnp.concatenate([weights, indices])
+    return jnp.broadcast_to(both[:, None], (2 * TOPK_ENTRIES, m.config.vlen))
+
+
+def _kinds() -> dict[Family, Kind]:
+    a, b, d = Entry.A, Entry.B, Entry.D
+    one = lambda config: (1,)
+    return {
+        Family.ADD: _lanewise(lanewise.add, (a, b)),
+        Family.MULTIPLY: _lanewise(lanewise.multiply, (a, b)),
+        Family.SELECT: _lanewise(lanewise.select, (a, b)),
+        Family.EXP: _lanewise(lanewise.exp, (a,)),
+        Family.RECIPROCAL: _lanewise(lanewise.reciprocal, (a,)),
+        Family.SQRT: _lanewise(lanewise.sqrt, (a,), dest="scalar"),
+        Family.MOVE: _lanewise(lanewise.move, (a,), dest="scalar"),
+        Family.SHIFT: _lanewise(vector.v_shft_v, (a,), shift=True, dest="row"),
+        Family.SUM: _lanewise(vector.v_red_sum, (d, a), dest="reduced"),
+        Family.SUM_MASKED: _lanewise(vector.v_red_sum_masked, (d, a), dest="reduced"),
+        Family.MAX: _lanewise(vector.v_red_max, (d, a), dest="reduced"),
+        Family.MAX_MASKED: _lanewise(vector.v_red_max_masked, (d, a), dest="reduced"),
+        Family.WRITE_OUT: Kind(_written_out, _one(a)),
+        Family.MAP: Kind(_mapped, _pooled(lambda c: c.vlen), sizes=lambda c: (FEW, WIDE // 4)),
+        Family.MM: Kind(partial(_block_product, matrix.m_mm, False), _block_operands, lambda c: c.blen, one),
+        Family.TMM: Kind(partial(_block_product, matrix.m_tmm, True), _block_operands, lambda c: c.blen, one),
+        Family.MV: _vector_kind(matrix.m_mv, "v_accum"),
+        Family.TMV: _vector_kind(matrix.m_tmv, "v_accum"),
+        Family.BMM: Kind(_heads, _head_operands, wide_rows, _blocks),
+        Family.BMV: _vector_kind(matrix.m_bmv, "hv_accum"),
+        Family.BTMV: _vector_kind(matrix.m_btmv, "hv_accum"),
+        Family.PREFETCH_M: _transfers(memory.h_prefetch_m, 0, tiles=True),
+        Family.PREFETCH_M_KV: _transfers(memory.h_prefetch_m, 1, tiles=True),
+        Family.PREFETCH_V: _transfers(memory.h_prefetch_v, 0, tiles=False),
+        Family.PREFETCH_V_KV: _transfers(memory.h_prefetch_v, 1, tiles=False),
+        Family.TOPK: Kind(_topk, _pooled(topk_rows), lambda c: 2 * TOPK_ENTRIES, one),
+    }
+
+
+#: All families but ASSEMBLE, PRODUCT* and STORE, which are not functions of so many rows (see ``execute.py``).
+KINDS = _kinds()
+
+
+def sizes(family: Family, config: MachineConfig) -> tuple[int, ...]:
+    """Operations of a step, by bucket."""
+    if family in (Family.PRODUCT, Family.PRODUCT_TRANSPOSED):
+        return FEW_PRODUCTS, WIDE
+    if family in (Family.ASSEMBLE, Family.STORE):
+        return FEW, WIDE
+    return KINDS[family].sizes(config)
+
+
+def unit(family: Family, config: MachineConfig) -> int:
+    """Rows that an operation writes."""
+    return KINDS[family].unit(config) if family in KINDS else int(family is not Family.STORE)
+
+
+def written_rows(config: MachineConfig) -> int:
+    """Rows that every step writes, those behind what it is for included."""
+    return max(WIDE, config.blen)

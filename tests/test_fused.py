@@ -1,0 +1,177 @@
+"""The fused engine against the resolved one: every bit of the state, on programs that reuse places a lot."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import plena_jax as pj
+from plena_jax import MachineConfig, MachineState
+from plena_jax.conformance import Case
+from plena_jax.machine.fused import engine
+from plena_jax.machine.fused import schedule as scheduling
+from plena_jax.machine.fused.accesses import Resources
+from plena_jax.machine.fused.execute import Plan
+from plena_jax.machine.fused.families import Family
+from plena_jax.machine.fused.versions import Edges, Versions, versions
+from tests.aliasing_programs import aliasing_program
+from tests.random_programs import RandomProgram, random_program
+from tests.states import differences
+
+Mutation = Callable[[Versions, Resources], Versions]
+
+
+@pytest.fixture(scope="module")
+def machine(small: MachineConfig) -> MachineConfig:
+    """One compilation serves all tests here: its plans have every branch."""
+    every = engine.all_buckets(small)
+    for strict in (False, True):
+        for inside in (False, True):
+            plan = Plan(small, every, strict, clipped=False, inside=False)
+            engine._plans[(small, strict, False, inside)] = [plan]
+    return small
+
+
+def start(job: RandomProgram, config: MachineConfig) -> MachineState:
+    return MachineState.from_images(config, job.images)
+
+
+def both(job: RandomProgram, config: MachineConfig) -> dict[str, int]:
+    """Words that differ between the engines."""
+    state = start(job, config)
+    finals = [pj.run(job.program, state, config, engine=e, strict=True) for e in ("resolved", "fused")]
+    return differences(*finals)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_programs_end_alike(seed: int, machine: MachineConfig) -> None:
+    assert both(random_program(machine, seed, extremes=0.05 if seed % 2 else 0.0), machine) == {}
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_programs_that_reuse_everything_end_alike(seed: int, machine: MachineConfig) -> None:
+    assert both(aliasing_program(machine, seed), machine) == {}
+
+
+# -- what the analysis must not forget --------------------------------------------------------------------------------
+
+
+def _node_resources(v: Versions) -> np.ndarray:
+    """The place that each node writes, -1 for those that write none by themselves."""
+    found = np.full(len(v.family), -1)
+    there = v.node >= 0
+    found[v.node[there]] = v.resource[there]
+    return found
+
+
+def _without_edges(of: Callable[[Versions, np.ndarray, Resources], np.ndarray]) -> Mutation:
+    """Versions that forget what needs the nodes that ``of`` picks."""
+
+    def mutate(v: Versions, resources: Resources) -> Versions:
+        dropped = of(v, _node_resources(v), resources)[v.edges.source] & (v.family[v.edges.source] >= 0)
+        return dataclasses.replace(v, edges=Edges(*(column[~dropped] for column in v.edges)))
+
+    return mutate
+
+
+def _moved_reads(step: int) -> Mutation:
+    """Reads that see the version before theirs, or the one after."""
+
+    def mutate(v: Versions, resources: Resources) -> Versions:
+        other = np.clip(v.reads + step, 0, len(v.node) - 1)
+        good = (v.resource[other] == v.resource[v.reads]) & (v.node[other] >= 0)
+        return dataclasses.replace(v, reads=np.where(good, other, v.reads))
+
+    return mutate
+
+
+def _first_write(v: Versions, resources: Resources) -> Versions:
+    """Places that end with what they were given first."""
+    other = np.maximum(v.final - 1, 0)
+    good = (v.resource[other] == v.resource[v.final]) & ~v.is_initial[other]
+    return dataclasses.replace(v, final=np.where(good, other, v.final))
+
+
+_SUMS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED, Family.MM, Family.TMM, Family.MV, Family.TMV, Family.BMM)
+MUTATIONS: dict[str, Mutation] = {
+    "RAW": _moved_reads(-1),
+    "WAR": _moved_reads(1),
+    "WAW": _first_write,
+    "rows": _without_edges(lambda v, place, r: (place >= r.vram) & (place < r.tile)),
+    "tiles": _without_edges(lambda v, place, r: (place >= r.tile) & (place < r.scalar)),
+    "FP registers and FP SRAM": _without_edges(lambda v, place, r: (place >= r.scalar) & (place < r.m_accum)),
+    "accumulators": _without_edges(lambda v, place, r: np.isin(v.family, _SUMS)),
+}
+
+
+@pytest.mark.parametrize("kind", [*MUTATIONS, "HBM"])
+def test_no_dependence_can_be_forgotten(kind: str, machine: MachineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "HBM":
+        none = Edges(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        monkeypatch.setattr(scheduling, "hbm_edges", lambda a: (none, 0))
+    else:
+        change = lambda a, c: MUTATIONS[kind](versions(a, c), a.resources)
+        monkeypatch.setattr(scheduling, "versions", change)
+    # Traces of other tests have their schedules.
+    monkeypatch.setattr(engine, "_fused", weakref.WeakKeyDictionary())
+    assert any(both(aliasing_program(machine, seed), machine) for seed in range(16))
+
+
+def test_random_programs_do_fuse(machine: MachineConfig) -> None:
+    job = random_program(machine, 3, size=120)
+    trace = pj.resolve(job.program, machine, start(job, machine))
+    found = engine.fuse(trace).schedules[0]
+    assert found.steps < len(trace)
+    assert both(job, machine) == {}
+
+
+@pytest.mark.exhaustive
+def test_hundreds_of_random_programs(machine: MachineConfig) -> None:
+    bad = []
+    for seed in range(2000, 2600):
+        job = random_program(machine, seed, size=20 + seed % 100, extremes=0.1 * (seed % 3))
+        if both(job, machine):
+            bad.append(seed)
+    assert bad == []
+
+
+@pytest.mark.exhaustive
+def test_recorded_programs_end_alike(conformance: Path) -> None:
+    bad = {}
+    for path in sorted(conformance.glob("*/*.npz")):
+        case = Case.load(path)
+        state = case.state()
+        if pj.engine_for(case.program, state, case.config).trace is None:
+            continue
+        run = lambda name, case=case, state=state: pj.run(
+            case.program, state, case.config, engine=name, strict=True, throw=False
+        )
+        found = differences(run("resolved"), run("fused"))
+        if found:
+            bad[case.name] = found
+        jax.clear_caches()
+    assert bad == {}
+
+
+def test_a_fault_is_that_of_the_other_engines(machine: MachineConfig) -> None:
+    program = pj.assemble("V_ADD_VV gp0, gp0, gp0\nS_ADDI_INT gp1, gp0, 4\nV_ADD_VV gp0, gp1, gp0")
+    # The shapes of the other tests, which are compiled.
+    state, faults = start(random_program(machine, 0), machine), []
+    for name in ("resolved", "fused"):
+        with pytest.raises(pj.MachineFault) as caught:
+            pj.run(program, state, machine, engine=name, strict=True)
+        faults.append(caught.value)
+    assert str(faults[0]) == str(faults[1])
+    assert differences(faults[0].state, faults[1].state) == {}
+
+
+def test_what_depends_on_data_is_refused(machine: MachineConfig) -> None:
+    program = pj.assemble("V_TOPK gp1, gp1, gp1, 0\nS_LD_INT gp2, gp0, 1")
+    with pytest.raises(pj.EngineError, match=r"'fused'.*S_LD_INT"):
+        pj.run(program, MachineState.create(machine), machine, engine="fused")
