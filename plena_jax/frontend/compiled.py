@@ -144,6 +144,8 @@ class CompiledProgram:
             pairs = zip(known, staged.view.bases, strict=True)
             copies = [part if part is base.constant else part.copy() for part, base in pairs]
             self._kept[name] = kept = copies, staged.view.evaluate(known).astype(dtype)
+            # So that what memories hold is made once too.
+            kept[1].setflags(write=False)
         return kept[1]
 
     def _results(self, found: dict[str, Any]) -> Any:

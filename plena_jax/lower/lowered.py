@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,7 @@ class Lowered:
     program: Program
     constants: Constants
     fp_constants: dict[int, float]
+    _kept: dict[str, tuple[np.ndarray, Array]] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> MachineConfig:
@@ -102,7 +103,8 @@ class Lowered:
         for tensor in self.graph.inputs:
             if tensor.place == "hbm":
                 where = self.plan.matrices[tensor.name].tensor
-                cells[where] = hbm.stored(_padded(arrays[tensor.name], where.shape), where.format)
+                store = lambda x, where=where: hbm.stored(_padded(x, where.shape), where.format)
+                cells[where] = self._once(tensor.name, arrays[tensor.name], store)
             elif tensor.place == "fp_sram":
                 values = rounding.scalar(jnp.asarray(arrays[tensor.name][0]), config, None, False)
                 entries.append((self.plan.entries[tensor.name].first, values))
@@ -131,6 +133,15 @@ class Lowered:
         return state.replace(
             vram=jnp.asarray(vram), hbm=hbm.place(config, cells, size), fp_sram=scalars, int_sram=numbers
         )
+
+    def _once(self, name: str, x: Array, make: Callable[[Array], Array]) -> Array:
+        """What is made of an input; of arrays that nobody can write to once."""
+        if not isinstance(x, np.ndarray) or x.flags.writeable:
+            return make(x)
+        kept = self._kept.get(name)
+        if kept is None or kept[0] is not x:
+            self._kept[name] = kept = x, make(x)
+        return kept[1]
 
     def _in_vram(self, x: Array) -> Array:
         """As vector SRAM holds it."""
