@@ -111,6 +111,7 @@ def compile(
     known = _known(exported, example_inputs, kwargs or {}, static)
     function, arguments, signature = flattened(_function(exported, known), _shapes(exported, known))
     program = compiled(function, arguments, signature, options, exported.sources)
+    assert isinstance(program, CompiledProgram), "nothing runs on the host unless it is asked for"
     return CompiledModule(program, exported, dict(exported.weights), known)
 
 

@@ -14,6 +14,7 @@ from plena_jax.config import MachineConfig
 from plena_jax.errors import Problem
 from plena_jax.frontend.compiled import CompiledProgram, Signature
 from plena_jax.frontend.graph import TensorGraph
+from plena_jax.frontend.hosted import HostedProgram, hosted
 from plena_jax.frontend.lowering import Lowering, Vectors
 from plena_jax.frontend.passes import fused
 from plena_jax.frontend.tracing import check, traced
@@ -31,12 +32,14 @@ class Options:
             activations there, or "vram". Constants are in vector SRAM, operands of the matrix unit in HBM.
         disabled: names of fusion passes that are left out.
         spill: whether tensors that vector SRAM has no room for may go to HBM.
+        host: whether what has no lowering may be done on the host, between pieces of the program.
     """
 
     config: MachineConfig
     vectors: Vectors = "hbm"
     disabled: tuple[str, ...] = ()
     spill: bool = True
+    host: bool = False
 
 
 def compile(
@@ -47,7 +50,8 @@ def compile(
     vectors: Vectors = "hbm",
     disabled: Sequence[str] = (),
     spill: bool = True,
-) -> CompiledProgram:
+    host: bool = False,
+) -> CompiledProgram | HostedProgram:
     """Compile a JAX function for arguments of these shapes.
 
     >>> import jax, jax.numpy as jnp, plena_jax
@@ -60,13 +64,14 @@ def compile(
         example_args: arrays, or anything with their shape and dtype.
         config: the machine, by default the published one.
         static_argnums: positions of arguments that are constants of the program.
-        vectors, disabled, spill: see :class:`Options`.
+        vectors, disabled, spill, host: see :class:`Options`. Only with ``host`` the result may be a
+            :class:`HostedProgram`.
 
     Raises:
         UnsupportedOperation: operations that have no lowering, all of them.
         CapacityError: what one operator needs does not fit the machine.
     """
-    options = Options(config or MachineConfig(), vectors, tuple(disabled), spill)
+    options = Options(config or MachineConfig(), vectors, tuple(disabled), spill, host)
     flat, arguments, signature = flattened(function, example_args, static_argnums)
     return compiled(flat, arguments, signature, options)
 
@@ -112,11 +117,19 @@ def compiled(
     signature: Signature,
     options: Options,
     sources: dict[str, str] | None = None,
-) -> CompiledProgram:
+) -> CompiledProgram | HostedProgram:
     """The program of a function of flat arrays; see :func:`compile`."""
-    graph, problems = traced(function, arguments, sources)
+    graph, problems = traced(function, arguments, sources, options.host)
+    if any(operation.name == "host" for operation in graph.operations):
+        graph = fused(graph, options.disabled).ordered()
+        return hosted(graph, problems, function, signature, options, _built)
     check(problems)
-    graph, lowering = _lowering(graph, options)
+    return _built(fused(graph, options.disabled).ordered(), function, signature, options)
+
+
+def _built(graph: TensorGraph, function: Callable[..., Any], signature: Signature, options: Options) -> CompiledProgram:
+    """The program of a graph after fusion."""
+    lowering = _lowering(graph, options)
     check(lowering.problems)
     found = lower(lowering.g, options.spill)
     names = dict(zip(lowering.g.outputs, lowering.g.names, strict=True))
@@ -130,11 +143,10 @@ def compiled(
     return CompiledProgram(found, graph, signature, function, staged, results, lowering.sections)
 
 
-def _lowering(graph: TensorGraph, options: Options) -> tuple[TensorGraph, Lowering]:
-    graph = fused(graph, options.disabled).ordered()
+def _lowering(graph: TensorGraph, options: Options) -> Lowering:
     lowering = Lowering(graph, Graph(options.config), options.vectors)
     lowering.run()
-    return graph, lowering
+    return lowering
 
 
 # -- explain ----------------------------------------------------------------------------------------------------------
@@ -188,7 +200,8 @@ def explained(
     if problems:
         rows = [_row(operation, "") for operation in graph.operations]
         return Explanation(tuple(rows), tuple(problems))
-    graph, lowering = _lowering(graph, options)
+    graph = fused(graph, options.disabled).ordered()
+    lowering = _lowering(graph, options)
     becomes: dict[Any, list[str]] = {operation: [] for operation in graph.operations}
     for node in lowering.g.nodes:
         if node.name in lowering.sections:

@@ -172,6 +172,12 @@ def conv2d(
     )
 
 
+@kind("host")
+def host(*operands: Any, function: Callable[..., Any]) -> Any:
+    """Anything that the machine does not do, if it may be done elsewhere."""
+    return function(*operands)
+
+
 @kind("lookup")
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a table [rows, columns] for ids [n]."""

@@ -84,11 +84,13 @@ class Walk:
         graph: what is written.
         problems: all that cannot be lowered.
         sources: lines of the user's program by named scope, for front ends that know better than the jaxpr.
+        host: what cannot be lowered becomes operations "host".
     """
 
     graph: TensorGraph = field(default_factory=TensorGraph)
     problems: list[Problem] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
+    host: bool = False
     source: str = ""
     _constants: dict[tuple[Any, ...], Value] = field(default_factory=dict)
 
@@ -157,6 +159,8 @@ class Walk:
             return self._results(call, operands, equation)
         except Unsupported as error:
             self._problem(call, operands, str(error))
+            if self.host and not any(d.kind in "cO" or d.itemsize == 8 for d in call.dtypes):
+                return [self._on_host(call, operands, number) for number in range(len(call.shapes))]
             return [
                 View.of(self.graph.value("unsupported", s, d)) for s, d in zip(call.shapes, call.dtypes, strict=True)
             ]
@@ -178,6 +182,20 @@ class Walk:
             raise Unsupported("the machine has no instructions for it, and there is no lowering")
         found = RULES[name](self, call, *operands)
         return [found] if isinstance(found, np.ndarray | View) else found
+
+    def _on_host(self, call: Call, operands: list[Entry], number: int) -> View:
+        """One result of an equation that is not for the machine."""
+        dtypes = [operand.dtype for operand in operands]
+
+        def function(*arrays: Any) -> Any:
+            given = [jnp.asarray(x).astype(dtype) for x, dtype in zip(arrays, dtypes, strict=True)]
+            found = call.primitive.bind(*given, **call.params)
+            return found[number] if call.primitive.multiple_results else found
+
+        shape, dtype = call.shapes[number], call.dtypes[number]
+        return self.graph.add(
+            "host", [self.view(o) for o in operands], shape, {"function": function}, dtype, call.source
+        )
 
     def _problem(self, call: Call, operands: list[Entry], reason: str) -> None:
         shapes = ", ".join(f"{operand.dtype.name}{list(operand.shape)}" for operand in operands)
@@ -234,7 +252,10 @@ def _line(info: Any) -> str:
 
 
 def traced(
-    function: Callable[..., Any], arguments: Sequence[Any], sources: dict[str, str] | None = None
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    sources: dict[str, str] | None = None,
+    host: bool = False,
 ) -> tuple[TensorGraph, list[Problem]]:
     """The graph of a function of flat arrays, and what cannot be lowered.
 
@@ -242,10 +263,11 @@ def traced(
         function: arrays to a list of arrays.
         arguments: arrays, or their shapes and types.
         sources: lines of the user's program by named scope.
+        host: what cannot be lowered becomes operations "host"; it is among the problems all the same.
     """
     import_module("plena_jax.frontend.primitives")
     closed = jax.make_jaxpr(function)(*arguments)
-    walk = Walk(sources=sources or {})
+    walk = Walk(sources=sources or {}, host=host)
     for number, variable in enumerate(closed.jaxpr.invars):
         aval: Any = variable.aval
         value = walk.graph.value(f"input.{number}", aval.shape, aval.dtype)

@@ -15,7 +15,9 @@ import pytest
 import plena_jax as pj
 from plena_jax.cli import main
 from plena_jax.frontend.files import SavedProgramError, load
+from plena_jax.frontend.hosted import HostedProgram, HostWarning
 from tests.frontend.networks import NETWORKS, normal
+from tests.frontend.test_machine import relative
 from tests.frontend.test_networks import compiled
 from tests.lower.cases import machine
 
@@ -152,3 +154,24 @@ def test_the_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(command) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["good"] and data["report"]["machine"]["differing"] == 0
+
+
+def test_the_host_may_help_and_says_so() -> None:
+    def function(x: Any, w: Any) -> Any:
+        ordered = jnp.sort(jnp.tanh(x @ w), axis=-1)
+        return {"sines": jnp.sin(ordered) + 1, "largest": ordered[:, -1] * 2, "plain": x * 3}
+
+    x, w = normal(0, 4, 9), normal(1, 9, 6)
+    config = machine(formats="float32")
+    with pytest.raises(pj.UnsupportedOperation, match="2 operations"):
+        pj.compile(function, x, w, config=config)
+    with pytest.warns(HostWarning, match="on the host, not on the machine: sort, sin"):
+        program = pj.compile(function, x, w, config=config, host=True)
+    assert isinstance(program, HostedProgram)
+    assert [piece.program is None for piece in program.pieces] == [False, True, False]
+    assert [problem.operation for problem in program.host_operations] == ["sort", "sin"]
+    found, reference, wanted = program(x, w), program.reference(x, w), function(x, w)
+    for name in wanted:
+        np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(reference[name]))
+        assert relative(np.asarray(found[name]), np.asarray(wanted[name])) < 1e-4
+    assert isinstance(pj.compile(lambda x: x + 1, x, config=config, host=True), pj.CompiledProgram)
