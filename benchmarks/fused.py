@@ -34,8 +34,8 @@ Results = dict[str, float]
 
 
 def alternating(*functions: Callable[[], Any], repeats: int = 30) -> list[float]:
-    """Seconds of the fastest call of each, taken in turns, so that what else the computer does hits all."""
-    times = [[best_of(f, 1) for f in functions] for _ in range(repeats)]
+    """Seconds of the fastest call of each, some calls of each in turns, so that what else runs here hits all."""
+    times = [[best_of(f, 5) for f in functions] for _ in range(repeats)]
     return [min(column) for column in zip(*times, strict=True)]
 
 
@@ -163,7 +163,7 @@ def layer() -> Results:
     trace = pj.engine_for(program.program, state, program.config).trace
     assert trace is not None
     start = time.perf_counter()
-    fused_engine.fuse(trace)
+    fused_engine.fuse(trace, True)
     fusing = time.perf_counter() - start
     rounded = jax.jit(lambda inputs: program.rounded(**inputs))
     call = runner(program.program, state, program.config, engine="fused")
@@ -206,7 +206,7 @@ def analysis() -> Results:
         for _ in range(3):
             fused_engine._fused.clear()
             start = time.perf_counter()
-            fused_engine.fuse(trace)
+            fused_engine.fuse(trace, True)
             times.append(time.perf_counter() - start)
         per_million = min(times) / trace.instructions * 1e6
         results[f"analysis of {name}: seconds per million instructions (2)"] = per_million

@@ -45,8 +45,13 @@ class Memories(NamedTuple):
 
 def has_subnormal(a: jax.Array) -> jax.Array:
     """bool []: whether any element is subnormal."""
-    bits = lax.bitcast_convert_type(a, jnp.uint32) & np.uint32(0x7FFFFFFF)
-    return jnp.any((bits != 0) & (bits < np.uint32(0x00800000)))
+    return jnp.any(is_subnormal(a))
+
+
+def is_subnormal(a: jax.Array) -> jax.Array:
+    """bool [...]: which elements are subnormal."""
+    # Without the sign, and less one, so that zeros are the largest.
+    return (lax.bitcast_convert_type(a, jnp.uint32) << 1) - np.uint32(1) < np.uint32(0x00FFFFFF)
 
 
 def has_long_significand(mram: jax.Array, config: MachineConfig) -> jax.Array:

@@ -147,8 +147,9 @@ def _cleared(records: np.ndarray) -> np.ndarray:
 def _is_cleared(trace: Trace, state: MachineState) -> bool:
     """Whether the accumulators that a trace finds as they were are zero; that of the state seen last is kept."""
     with _lock:
-        names = _seen.setdefault(trace, ([_FIELDS[name] for name in _starts(trace.records)], [], True))
-    fields, held, cleared = names
+        if trace not in _seen:
+            _seen[trace] = [_FIELDS[name] for name in _starts(trace.records)], [], True
+        fields, held, cleared = _seen[trace]
     leaves = [getattr(state, name) for name in fields]
     if len(held) == len(leaves) and all(a is b for a, b in zip(held, leaves, strict=True)):
         return cleared

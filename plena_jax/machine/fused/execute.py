@@ -35,7 +35,7 @@ from plena_jax.machine.fused.families import (
     written_rows,
 )
 from plena_jax.machine.layout import Layout
-from plena_jax.machine.memories import Memories, has_subnormal
+from plena_jax.machine.memories import Memories, is_subnormal
 from plena_jax.machine.semantics.matrix import fast_sums
 from plena_jax.machine.semantics.memory import h_store_v
 from plena_jax.machine.sums import LIFT, accumulate, is_finite
@@ -150,8 +150,10 @@ def run_values(
 ) -> tuple[Memories, jax.Array]:
     """The memories after a schedule, and all values; ``values`` [slots, VLEN] may hold anything."""
     values = loaded(plan, memories, tables, values)
-    values, hbm, careful = WideSteps(plan, precision, tables).run(values, memories.hbm, memories.careful)
-    return stored(plan, memories, tables, values)._replace(hbm=hbm, careful=careful), values
+    # A value for each lane: reducing whole rows at every step would take as long as loading them.
+    care = jnp.broadcast_to(memories.careful, (plan.config.vlen,))
+    values, hbm, care = WideSteps(plan, precision, tables).run(values, memories.hbm, care)
+    return stored(plan, memories, tables, values)._replace(hbm=hbm, careful=jnp.any(care)), values
 
 
 class WideSteps:
@@ -164,7 +166,7 @@ class WideSteps:
         self.first_store = len(self.branches)
 
     def run(self, values: jax.Array, hbm: jax.Array, careful: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Values, HBM, and whether some tile needs care, at the end."""
+        """Values, HBM, and for each lane whether some tile needs care, at the end."""
         if not self.plan.stores:
             _, values, careful = self._until(lambda i: i < self.tables.length, jnp.int32(0), values, hbm, careful)
             return values, hbm, careful
@@ -203,7 +205,7 @@ class WideSteps:
                 return index + 1, values, careful | found
             is_product = self.is_product(step)
             again = lambda values: put_rows(values, step[1], self.careful_product(values, step))
-            redo = (is_product & found, values)
+            redo = (is_product & jnp.any(found | careful), values)
             _, values = lax.while_loop(lambda c: c[0], lambda c: (jnp.bool_(False), again(c[1])), redo)
             return index + 1, values, careful | (found & ~is_product)
 
@@ -218,8 +220,8 @@ class WideSteps:
     def branch(
         self, family: Family, size: int, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array
     ) -> Rows:
-        """Results of a step; and whether there are tiles that need care among them, or a product was too fast."""
-        machine, found = self.machine(hbm, careful), jnp.bool_(False)
+        """Results of a step; and for each lane whether tiles need care, or a product was too fast."""
+        machine, found = self.machine(hbm, jnp.any(careful)), jnp.zeros(self.config.vlen, bool)
         if family in PRODUCTS:
             new, found = self.product(machine, family, size, values, step)
         elif family is Family.ASSEMBLE:
@@ -230,9 +232,13 @@ class WideSteps:
             rows = lax.optimization_barrier(gather(values, self.operands(family, entries)))
             new = jax.vmap(partial(KINDS[family].compute, machine))(entries, rows).reshape(-1, self.config.vlen)
             if family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
-                # Behind the step's own blocks may be anything.
-                own = jnp.arange(len(new)) < step[4]
-                found = has_subnormal(jnp.where(own[:, None], new, jnp.float32(0)))
+                # Not loaded a second time for this.
+                new = lax.optimization_barrier(new)
+                found = is_subnormal(new)
+                if size > 1:
+                    # Behind the step's own blocks may be anything.
+                    found = found & (jnp.arange(len(new)) < step[4])[:, None]
+                found = jnp.any(found, axis=0)
         return self.padded(new), found
 
     def entries(self, family: Family, size: int, step: jax.Array) -> jax.Array:
@@ -277,7 +283,7 @@ class WideSteps:
             return _add_lifted(total, x, tile)
 
         total = lax.fori_loop(0, step[3], turn, jnp.zeros((size, mlen), jnp.float32))
-        bad = jnp.any(~is_finite(total)) | machine.careful
+        bad = jnp.any(~is_finite(total), axis=0)
         return self.rounded(machine, total if self.plan.strict else _lowered(total), step), bad
 
     def careful_product(self, values: jax.Array, step: jax.Array) -> jax.Array:
