@@ -35,7 +35,9 @@ def test_examples_print_what_their_comments_say(capsys: pytest.CaptureFixture[st
     assert names["codes"].dtype == "uint32"
 
 
-@pytest.mark.parametrize(("page", "prints"), [("docs/gradients.md", 3), ("docs/lowering.md", 4)])
+@pytest.mark.parametrize(
+    ("page", "prints"), [("docs/gradients.md", 3), ("docs/lowering.md", 4), ("docs/compile.md", 4)]
+)
 def test_examples_of_pages(page: str, prints: int, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     text = "\n".join(blocks(page))
