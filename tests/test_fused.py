@@ -16,9 +16,9 @@ from plena_jax import MachineConfig, MachineState
 from plena_jax.conformance import Case
 from plena_jax.machine.fused import engine
 from plena_jax.machine.fused import schedule as scheduling
-from plena_jax.machine.fused.accesses import Resources
-from plena_jax.machine.fused.execute import Plan
 from plena_jax.machine.fused.families import Family
+from plena_jax.machine.fused.resources import Resources
+from plena_jax.machine.fused.tables import Plan
 from plena_jax.machine.fused.versions import Edges, Versions, versions
 from tests.aliasing_programs import aliasing_program
 from tests.random_programs import RandomProgram, random_program

@@ -20,9 +20,10 @@ from plena_jax.bits import Array
 from plena_jax.config import Formats, MachineConfig
 from plena_jax.machine.ahead import integers_of
 from plena_jax.machine.fused.differentiate import Pieces, run_pieces
-from plena_jax.machine.fused.execute import MATRIX, Bucket, Move, Plan, Tables, run_values
+from plena_jax.machine.fused.execute import run_values
 from plena_jax.machine.fused.families import Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
+from plena_jax.machine.fused.tables import MATRIX, Bucket, Move, Plan, Tables
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, needs_care, pack_memories, unpack_memories
 from plena_jax.machine.record import Record
