@@ -106,8 +106,8 @@ def inputs_of(program: Lowered) -> dict[str, np.ndarray]:
 
 
 def compact(state: pj.MachineState, rows: int) -> pj.MachineState:
-    """The same state with only the rows of vector SRAM that a program touches."""
-    return state.replace(vram=state.vram[: max(rows, 1)])
+    """The same state with few rows of vector SRAM, but one number for all programs, so that compiled code is shared."""
+    return state.replace(vram=state.vram[: max(rows, 4096)])
 
 
 def operators() -> Results:

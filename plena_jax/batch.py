@@ -24,7 +24,7 @@ from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import Fault
 from plena_jax.machine.fused.differentiate import Pieces, run_pieces
 from plena_jax.machine.fused.engine import pieces_of
-from plena_jax.machine.fused.execute import Plan as FusedPlan
+from plena_jax.machine.fused.tables import Plan as FusedPlan
 from plena_jax.machine.journal import Plan
 from plena_jax.machine.memories import pack_memories, unpack_memories
 from plena_jax.machine.resolved import Trace, Unresolvable, integers_after, resolve

@@ -16,13 +16,16 @@ from plena_jax import MachineConfig, MachineState
 from plena_jax.conformance import Case
 from plena_jax.machine.fused import engine
 from plena_jax.machine.fused import schedule as scheduling
-from plena_jax.machine.fused.accesses import Resources
-from plena_jax.machine.fused.execute import Plan
+from plena_jax.machine.fused.execute import run_values
 from plena_jax.machine.fused.families import Family
+from plena_jax.machine.fused.resources import Resources
+from plena_jax.machine.fused.tables import Plan
 from plena_jax.machine.fused.versions import Edges, Versions, versions
+from plena_jax.machine.memories import pack_memories
 from tests.aliasing_programs import aliasing_program
 from tests.random_programs import RandomProgram, random_program
 from tests.states import differences
+from tests.test_canary import copies, loop_bodies
 
 Mutation = Callable[[Versions, Resources], Versions]
 
@@ -169,6 +172,44 @@ def test_a_fault_is_that_of_the_other_engines(machine: MachineConfig) -> None:
         faults.append(caught.value)
     assert str(faults[0]) == str(faults[1])
     assert differences(faults[0].state, faults[1].state) == {}
+
+
+def test_a_trace_that_does_not_fit_is_refused(machine: MachineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "memory_of", lambda mesh: 1 << 12)
+    monkeypatch.setattr(engine, "_fused", weakref.WeakKeyDictionary())
+    job = random_program(machine, 3)
+    with pytest.raises(pj.EngineError, match=r"datapath instructions takes about .* segments"):
+        pj.run(job.program, start(job, machine), machine, engine="fused")
+
+
+def test_the_report_counts_what_runs(machine: MachineConfig) -> None:
+    """256 additions of rows that do not depend on each other, and a chain of sums that does."""
+    text = "S_ADDI_INT gp2, gp0, 16\nC_LOOP_START gp5, 16\nV_ADD_VV gp2, gp0, gp0\nS_ADDI_INT gp2, gp2, 8\n"
+    text += "V_RED_SUM f1, gp0\nC_LOOP_END gp5"
+    program = pj.assemble(text)
+    report = pj.fusion(pj.resolve(program, machine, MachineState.create(machine)))
+    found = {family.name: family for family in report.families}
+    assert (found["ADD"].operations, found["ADD"].largest, found["ADD"].steps) == (16, 16, 1)
+    assert (found["SUM"].operations, found["SUM"].largest, found["SUM"].few, found["SUM"].steps) == (16, 1, 16, 16)
+    assert report.levels == 16
+    assert report.by_mnemonic == {"V_ADD_VV": 16, "V_RED_SUM": 16}
+    assert "no more of them are independent" in str(report)
+
+
+def test_values_are_not_copied_inside_the_loop(machine: MachineConfig) -> None:
+    job = random_program(machine, 3)
+    state = start(job, machine)
+    fused = engine.fuse(pj.resolve(job.program, machine, state))
+    families = (Family.ADD, Family.PRODUCT, Family.ASSEMBLE, Family.PREFETCH_M, Family.STORE)
+    plan = Plan(machine, engine.all_buckets(machine, families))
+    tables, slots = fused.schedules[0].tables, fused.schedules[0].tables.entries.shape[0]
+    values = np.zeros((slots, machine.vlen), np.float32)
+    run = jax.jit(run_values, static_argnums=0, donate_argnums=(1, 4))
+    lowered = run.lower(plan, pack_memories(machine, state), None, tables, values)
+    bodies = loop_bodies(lowered.compile().as_text())
+    assert len(bodies) > 20
+    assert copies(bodies, (slots, machine.vlen), "f32") == []
+    assert copies(bodies, state.hbm.shape, "u8") == []
 
 
 def test_what_depends_on_data_is_refused(machine: MachineConfig) -> None:

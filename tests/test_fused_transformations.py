@@ -15,7 +15,7 @@ from plena_jax.formats import Quantizer, named
 from plena_jax.machine.adjoint import Floats
 from plena_jax.machine.fused.differentiate import run_pieces
 from plena_jax.machine.fused.engine import all_buckets, fuse
-from plena_jax.machine.fused.execute import Plan
+from plena_jax.machine.fused.tables import Plan
 from plena_jax.machine.memories import pack_memories
 from tests.gradients.differentiator import Differentiator
 from tests.random_programs import random_program

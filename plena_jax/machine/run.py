@@ -22,7 +22,7 @@ from plena_jax.machine.decode import decode
 from plena_jax.machine.differentiate import refuse
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
-from plena_jax.machine.fused.engine import compile_fused, run_fused, run_fused_traced
+from plena_jax.machine.fused.engine import compile_fused, fits, run_fused, run_fused_traced
 from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
 from plena_jax.machine.segments import Gradient
 from plena_jax.machine.state import (
@@ -90,7 +90,7 @@ def engine_for(
             static = "no address, register or loop depends on data"
             if engine == "fused":
                 return EngineChoice("fused", f"asked for, and {static}", trace)
-            if engine == "auto" and len(trace) >= FUSED_RECORDS and concrete:
+            if engine == "auto" and len(trace) >= FUSED_RECORDS and concrete and fits(trace):
                 return EngineChoice("fused", f"{static}, and there are {len(trace)} datapath instructions", trace)
             return EngineChoice("resolved", static, trace)
         except Unresolvable as error:

@@ -17,8 +17,10 @@ from jax import lax
 from plena_jax.config import Formats
 from plena_jax.machine.adjoint import Floats
 from plena_jax.machine.datapath import spread
-from plena_jax.machine.fused.execute import PRODUCTS, Move, Plan, Tables, WideSteps, each_move, gather
+from plena_jax.machine.fused.execute import PRODUCTS, WideSteps, gather
 from plena_jax.machine.fused.families import KINDS, WIDE, Entry, Family, transfer_step, unit
+from plena_jax.machine.fused.moves import each_move
+from plena_jax.machine.fused.tables import Move, Plan, Tables
 from plena_jax.machine.journal import store_window, stored_window
 from plena_jax.machine.memories import merged
 from plena_jax.machine.replay import pull_back

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plena_jax.machine.fused.accesses import Accesses, Ints, single_blocks, single_vectors
+from plena_jax.machine.fused.accesses import Accesses, single_blocks, single_vectors
 from plena_jax.machine.fused.families import Family
+from plena_jax.machine.fused.resources import Ints
 from plena_jax.machine.record import Record
 
 

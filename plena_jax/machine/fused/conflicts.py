@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from plena_jax.machine.fused.accesses import Accesses, Ints
+from plena_jax.machine.fused.accesses import Accesses
 from plena_jax.machine.fused.families import Entry, Family
+from plena_jax.machine.fused.resources import Ints
 from plena_jax.machine.fused.versions import Edges
 from plena_jax.machine.semantics.matrix import wide_rows
 from plena_jax.machine.transfer import Transfers, element_address, scale_address

@@ -14,7 +14,8 @@ from plena_jax.machine.adjoint import Floats
 from plena_jax.machine.batching import in_groups
 from plena_jax.machine.differentiate import NOTHING, differentiated, joined, split, with_tangents
 from plena_jax.machine.fused.adjoint import Adjoint
-from plena_jax.machine.fused.execute import Plan, Tables, run_values
+from plena_jax.machine.fused.execute import run_values
+from plena_jax.machine.fused.tables import Plan, Tables
 from plena_jax.machine.memories import Memories
 
 Pieces = tuple[Tables, ...]

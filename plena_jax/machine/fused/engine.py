@@ -18,20 +18,25 @@ from jax import lax
 
 from plena_jax.bits import Array
 from plena_jax.config import Formats, MachineConfig
+from plena_jax.errors import EngineError
 from plena_jax.machine.ahead import integers_of
 from plena_jax.machine.fused.differentiate import Pieces, run_pieces
-from plena_jax.machine.fused.execute import MATRIX, Bucket, Move, Plan, Tables, run_values
+from plena_jax.machine.fused.execute import run_values
 from plena_jax.machine.fused.families import Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
+from plena_jax.machine.fused.tables import MATRIX, Bucket, Move, Plan, Tables
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, needs_care, pack_memories, unpack_memories
 from plena_jax.machine.record import Record
 from plena_jax.machine.resolved import Trace, integers_after
 from plena_jax.machine.semantics import Accumulator, Stage, branches
 from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, allocated_hbm
+from plena_jax.sharding import memory_of
 
 #: Records that are scheduled together: more take more memory, a row of VLEN for each.
 PIECE = 1 << 18
+#: Bytes of tables for a record, and values that it makes, at most as a rule.
+_BYTES_EACH, _VALUES_EACH = 128, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +116,7 @@ def fuse(trace: Trace, cleared: bool = False) -> Fused:
     with _lock:
         made = _fused.setdefault(trace, {})
         if cleared not in made:
+            _check_size(trace)
             records = _cleared(trace.records) if cleared else trace.records
             count = max(-(-len(trace) // PIECE), 1)
             # In a thread of its own, because the caller may be tracing and this is not part of its computation.
@@ -118,6 +124,31 @@ def fuse(trace: Trace, cleared: bool = False) -> Fused:
                 one = partial(schedule, config=trace.config, vram_rows=trace.vram_rows)
                 made[cleared] = Fused(trace, tuple(pool.map(one, np.array_split(records, count))))
         return made[cleared]
+
+
+def bytes_of(trace: Trace) -> int:
+    """What a trace takes on this engine, roughly: its tables, and the values of a piece."""
+    return len(trace) * _BYTES_EACH + min(len(trace), PIECE) * 4 * trace.config.vlen * _VALUES_EACH
+
+
+def fits(trace: Trace) -> bool:
+    """Whether that is at most half of the memory there is."""
+    return bytes_of(trace) <= memory_of(None) // 2
+
+
+def _check_size(trace: Trace) -> None:
+    """Refuse a trace that does not fit.
+
+    Raises:
+        EngineError: says how large it is, and what to do.
+    """
+    if not fits(trace):
+        needed, held = bytes_of(trace) / 2**30, memory_of(None) / 2**30
+        raise EngineError(
+            f"fused: a trace of {len(trace):,} datapath instructions takes about {needed:.1f} GiB, more than half of "
+            f"the {held:.1f} GiB there are; run it in segments (max_instructions=n, from state to state), or with "
+            "engine='resolved'"
+        )
 
 
 @cache

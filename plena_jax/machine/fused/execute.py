@@ -7,20 +7,17 @@ them again. Nothing else is written until the end, but HBM.
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from plena_jax.arithmetic import lift, lower
-from plena_jax.bits import Array
-from plena_jax.config import Formats, MachineConfig
+from plena_jax.config import Formats
 from plena_jax.machine.batching import any_lane
 from plena_jax.machine.datapath import put_stored
 from plena_jax.machine.fused.families import (
@@ -34,114 +31,14 @@ from plena_jax.machine.fused.families import (
     unit,
     written_rows,
 )
-from plena_jax.machine.layout import Layout
+from plena_jax.machine.fused.moves import loaded, stored
+from plena_jax.machine.fused.tables import Plan, Tables
 from plena_jax.machine.memories import Memories, is_subnormal
 from plena_jax.machine.semantics.matrix import fast_sums
 from plena_jax.machine.semantics.memory import h_store_v
 from plena_jax.machine.sums import LIFT, accumulate, is_finite
 
-#: A family and how many of its operations a step takes.
-Bucket = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the loop is compiled for.
-
-    Attributes:
-        config: the machine.
-        buckets: the branches of its switch.
-        strict: products add up in the machine's order; else as the backend's matrix product does.
-        clipped, inside: see :class:`View`.
-        whole: memories have all of ``cells``, even without the matrix unit.
-    """
-
-    config: MachineConfig
-    buckets: tuple[Bucket, ...]
-    strict: bool = False
-    clipped: bool = False
-    inside: bool = False
-    whole: bool = False
-
-    @property
-    def stores(self) -> bool:
-        """Whether HBM is written."""
-        return any(family == Family.STORE for family, _ in self.buckets)
-
-    @property
-    def unchanged(self) -> tuple[str, ...]:
-        """Fields of the state that a run leaves as they are."""
-        kept = ("bmm_scale", *(() if self.stores else ("hbm",)))
-        return kept if self.has_matrix else (*kept, "mram", "m_accum", "v_accum", "hv_accum", "hm_accum")
-
-    @property
-    def has_matrix(self) -> bool:
-        """Whether the matrix unit and its memory take part."""
-        return any(family in MATRIX for family, _ in self.buckets)
-
-    @property
-    def first_cell(self) -> int:
-        """The first row of ``cells`` that is there: without the matrix unit they begin with FP SRAM."""
-        return 0 if self.whole or self.has_matrix else Layout(self.config).fp_sram
-
-
-class Move(enum.IntEnum):
-    """Copies between memories and values: first those at the start, then those at the end."""
-
-    VRAM_BLOCK = 0
-    VRAM_ROW = 1
-    CELLS_BLOCK = 2
-    CELLS_ROW = 3
-    #: One lane of a row of ``cells``, in every lane of a value.
-    SCALAR = 4
-    M_ACCUM = 5
-    TO_VRAM_BLOCK = 6
-    TO_VRAM_ROW = 7
-    TO_CELLS_BLOCK = 8
-    TO_CELLS_ROW = 9
-    TO_SCALAR = 10
-    TO_M_ACCUM = 11
-    TO_INT_SRAM = 12
-    TO_V_ACCUM = 13
-
-
-class Tables(NamedTuple):
-    """A schedule as data.
-
-    Attributes:
-        steps: int32 [n, 5]: branch, first slot, place in the pool, count of terms or operations, rows written.
-        length: int32 [], steps.
-        entries: int32 [slots, COLUMNS], at the slot of the operation's first value.
-        pool: int32 [n], lists of slots.
-        moves: int32 [n, 3]: slot, row, lane; by kind.
-        bounds: int32 [15], where the moves of each :class:`Move` begin.
-    """
-
-    steps: Array
-    length: Array
-    entries: Array
-    pool: Array
-    moves: Array
-    bounds: Array
-
-
 Rows = tuple[jax.Array, jax.Array]
-#: What takes no part of the matrix unit.
-_VECTOR = (
-    *(
-        Family.ADD,
-        Family.MULTIPLY,
-        Family.SELECT,
-        Family.EXP,
-        Family.RECIPROCAL,
-        Family.SQRT,
-        Family.MOVE,
-        Family.SHIFT,
-    ),
-    *(Family.SUM, Family.SUM_MASKED, Family.MAX, Family.MAX_MASKED, Family.MAP, Family.PREFETCH_V),
-    *(Family.PREFETCH_V_KV, Family.TOPK, Family.STORE),
-)
-MATRIX = frozenset(Family) - frozenset(_VECTOR)
 PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
 
 
@@ -379,78 +276,3 @@ def gather(values: jax.Array, slots: jax.Array) -> jax.Array:
 def put_rows(values: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
     """``values`` with rows from a slot on."""
     return lax.dynamic_update_slice(values, rows, (slot, jnp.int32(0)), allow_negative_indices=False)
-
-
-# -- between memories and values --------------------------------------------------------------------------------------
-
-
-def each_move(tables: Tables, kind: Move, function: Callable[[Any, jax.Array], Any], carry: Any) -> Any:
-    """``carry`` after ``function(carry, move)`` for each move of a kind."""
-    take = lambda i: lax.dynamic_index_in_dim(tables.moves, i, keepdims=False, allow_negative_indices=False)
-    return lax.fori_loop(tables.bounds[kind], tables.bounds[kind + 1], lambda i, c: function(c, take(i)), carry)
-
-
-def _copy(target: jax.Array, at: Any, source: jax.Array, start: Any, rows: int) -> jax.Array:
-    zero = jnp.int32(0)
-    block = lax.dynamic_slice(source, (start, zero), (rows, source.shape[1]), allow_negative_indices=False)
-    return lax.dynamic_update_slice(target, block, (at, zero), allow_negative_indices=False)
-
-
-def _take(source: jax.Array, rows: int, first: int, values: jax.Array, move: jax.Array) -> jax.Array:
-    return _copy(values, move[0], source, move[1] - first, rows)
-
-
-def _give(values: jax.Array, rows: int, first: int, target: jax.Array, move: jax.Array) -> jax.Array:
-    return _copy(target, move[1] - first, values, move[0], rows)
-
-
-_BLOCKS = ((Move.VRAM_BLOCK, WIDE), (Move.VRAM_ROW, 1), (Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1))
-
-
-def loaded(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> jax.Array:
-    """Values at the start: zeros in slot 0, and what the schedule reads of the memories."""
-    config, first = plan.config, plan.first_cell
-    values = values.at[0].set(0.0)
-    for kind, rows in _BLOCKS:
-        is_vram = kind < Move.CELLS_BLOCK
-        source = memories.vram if is_vram else memories.cells
-        if source.shape[0] >= rows:
-            values = each_move(tables, kind, partial(_take, source, rows, 0 if is_vram else first), values)
-
-    def scalar(values: jax.Array, move: jax.Array) -> jax.Array:
-        one = lax.dynamic_slice(memories.cells, (move[1] - first, move[2]), (1, 1), allow_negative_indices=False)
-        row = jnp.broadcast_to(one, (1, config.vlen))
-        return lax.dynamic_update_slice(values, row, (move[0], jnp.int32(0)), allow_negative_indices=False)
-
-    values = each_move(tables, Move.SCALAR, scalar, values)
-    m_accum = jnp.pad(memories.m_accum, ((0, 0), (0, config.vlen - config.blen)))
-    return each_move(tables, Move.M_ACCUM, lambda v, m: _copy(v, m[0], m_accum, m[1], 1), values)
-
-
-def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> Memories:
-    """The memories at the end."""
-    config, first = plan.config, plan.first_cell
-    vram, cells = memories.vram, memories.cells
-    for (kind, rows), is_vram in zip(_BLOCKS, (True, True, False, False), strict=True):
-        target = vram if is_vram else cells
-        if target.shape[0] >= rows:
-            kind = Move(kind + Move.TO_VRAM_BLOCK)
-            target = each_move(tables, kind, partial(_give, values, rows, 0 if is_vram else first), target)
-        vram, cells = (target, cells) if is_vram else (vram, target)
-
-    def part(target: jax.Array, move: jax.Array, lane: Any, lanes: int) -> jax.Array:
-        taken = lax.dynamic_slice(values, (move[0], lane), (1, lanes), allow_negative_indices=False)
-        return lax.dynamic_update_slice(target, taken, (move[1], move[2] - lane), allow_negative_indices=False)
-
-    cells = each_move(tables, Move.TO_SCALAR, lambda c, m: part(c, m, jnp.int32(0), 1), cells)
-    m_accum = each_move(tables, Move.TO_M_ACCUM, lambda a, m: part(a, m, m[2], config.blen), memories.m_accum)
-
-    cells = each_move(tables, Move.TO_V_ACCUM, lambda c, m: part(c, m, m[2], config.blen), cells)
-
-    def entry(int_sram: jax.Array, move: jax.Array) -> jax.Array:
-        bits = lax.bitcast_convert_type(values, jnp.uint32)
-        word = lax.dynamic_slice(bits, (move[0], jnp.int32(0)), (1, 1), allow_negative_indices=False)[0]
-        return lax.dynamic_update_slice(int_sram, word, (move[1],), allow_negative_indices=False)
-
-    int_sram = each_move(tables, Move.TO_INT_SRAM, entry, memories.int_sram)
-    return memories._replace(vram=vram, cells=cells, m_accum=m_accum, int_sram=int_sram)

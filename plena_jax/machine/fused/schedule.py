@@ -16,11 +16,12 @@ import numpy as np
 from jax import lax
 
 from plena_jax.config import MachineConfig
-from plena_jax.machine.fused.accesses import Accesses, Ints, Resources, accesses
+from plena_jax.machine.fused.accesses import Accesses, accesses
 from plena_jax.machine.fused.chains import chains
 from plena_jax.machine.fused.conflicts import hbm_edges
-from plena_jax.machine.fused.execute import Bucket, Move, Tables
 from plena_jax.machine.fused.families import COLUMNS, WIDE, Entry, Family, sizes, unit, written_rows
+from plena_jax.machine.fused.resources import Ints, Resources
+from plena_jax.machine.fused.tables import Bucket, Move, Tables
 from plena_jax.machine.fused.versions import INITIAL, Edges, Versions, versions
 from plena_jax.machine.layout import Layout
 

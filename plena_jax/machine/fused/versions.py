@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from plena_jax.errors import EngineError
-from plena_jax.machine.fused.accesses import Accesses, Ints
+from plena_jax.machine.fused.accesses import Accesses
 from plena_jax.machine.fused.chains import Chains, Terms
 from plena_jax.machine.fused.families import Family
+from plena_jax.machine.fused.resources import Ints
 
 
 class Edges(NamedTuple):

@@ -1,0 +1,87 @@
+"""Copies between memories and values: what a schedule reads at the start, and what memories end with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from plena_jax.machine.fused.families import WIDE
+from plena_jax.machine.fused.tables import Move, Plan, Tables
+from plena_jax.machine.memories import Memories
+
+
+def each_move(tables: Tables, kind: Move, function: Callable[[Any, jax.Array], Any], carry: Any) -> Any:
+    """``carry`` after ``function(carry, move)`` for each move of a kind."""
+    take = lambda i: lax.dynamic_index_in_dim(tables.moves, i, keepdims=False, allow_negative_indices=False)
+    return lax.fori_loop(tables.bounds[kind], tables.bounds[kind + 1], lambda i, c: function(c, take(i)), carry)
+
+
+def _copy(target: jax.Array, at: Any, source: jax.Array, start: Any, rows: int) -> jax.Array:
+    zero = jnp.int32(0)
+    block = lax.dynamic_slice(source, (start, zero), (rows, source.shape[1]), allow_negative_indices=False)
+    return lax.dynamic_update_slice(target, block, (at, zero), allow_negative_indices=False)
+
+
+def _take(source: jax.Array, rows: int, first: int, values: jax.Array, move: jax.Array) -> jax.Array:
+    return _copy(values, move[0], source, move[1] - first, rows)
+
+
+def _give(values: jax.Array, rows: int, first: int, target: jax.Array, move: jax.Array) -> jax.Array:
+    return _copy(target, move[1] - first, values, move[0], rows)
+
+
+_BLOCKS = ((Move.VRAM_BLOCK, WIDE), (Move.VRAM_ROW, 1), (Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1))
+
+
+def loaded(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> jax.Array:
+    """Values at the start: zeros in slot 0, and what the schedule reads of the memories."""
+    config, first = plan.config, plan.first_cell
+    values = values.at[0].set(0.0)
+    for kind, rows in _BLOCKS:
+        is_vram = kind < Move.CELLS_BLOCK
+        source = memories.vram if is_vram else memories.cells
+        if source.shape[0] >= rows:
+            values = each_move(tables, kind, partial(_take, source, rows, 0 if is_vram else first), values)
+
+    def scalar(values: jax.Array, move: jax.Array) -> jax.Array:
+        one = lax.dynamic_slice(memories.cells, (move[1] - first, move[2]), (1, 1), allow_negative_indices=False)
+        row = jnp.broadcast_to(one, (1, config.vlen))
+        return lax.dynamic_update_slice(values, row, (move[0], jnp.int32(0)), allow_negative_indices=False)
+
+    values = each_move(tables, Move.SCALAR, scalar, values)
+    m_accum = jnp.pad(memories.m_accum, ((0, 0), (0, config.vlen - config.blen)))
+    return each_move(tables, Move.M_ACCUM, lambda v, m: _copy(v, m[0], m_accum, m[1], 1), values)
+
+
+def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> Memories:
+    """The memories at the end."""
+    config, first = plan.config, plan.first_cell
+    vram, cells = memories.vram, memories.cells
+    for (kind, rows), is_vram in zip(_BLOCKS, (True, True, False, False), strict=True):
+        target = vram if is_vram else cells
+        if target.shape[0] >= rows:
+            kind = Move(kind + Move.TO_VRAM_BLOCK)
+            target = each_move(tables, kind, partial(_give, values, rows, 0 if is_vram else first), target)
+        vram, cells = (target, cells) if is_vram else (vram, target)
+
+    def part(target: jax.Array, move: jax.Array, lane: Any, lanes: int) -> jax.Array:
+        taken = lax.dynamic_slice(values, (move[0], lane), (1, lanes), allow_negative_indices=False)
+        return lax.dynamic_update_slice(target, taken, (move[1], move[2] - lane), allow_negative_indices=False)
+
+    cells = each_move(tables, Move.TO_SCALAR, lambda c, m: part(c, m, jnp.int32(0), 1), cells)
+    m_accum = each_move(tables, Move.TO_M_ACCUM, lambda a, m: part(a, m, m[2], config.blen), memories.m_accum)
+
+    cells = each_move(tables, Move.TO_V_ACCUM, lambda c, m: part(c, m, m[2], config.blen), cells)
+
+    def entry(int_sram: jax.Array, move: jax.Array) -> jax.Array:
+        bits = lax.bitcast_convert_type(values, jnp.uint32)
+        word = lax.dynamic_slice(bits, (move[0], jnp.int32(0)), (1, 1), allow_negative_indices=False)[0]
+        return lax.dynamic_update_slice(int_sram, word, (move[1],), allow_negative_indices=False)
+
+    int_sram = each_move(tables, Move.TO_INT_SRAM, entry, memories.int_sram)
+    return memories._replace(vram=vram, cells=cells, m_accum=m_accum, int_sram=int_sram)

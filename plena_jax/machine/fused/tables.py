@@ -1,0 +1,112 @@
+"""What the engine is compiled for, and schedules as data."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from plena_jax.bits import Array
+from plena_jax.config import MachineConfig
+from plena_jax.machine.fused.families import Family
+from plena_jax.machine.layout import Layout
+
+#: What takes no part of the matrix unit.
+_VECTOR = (
+    *(
+        Family.ADD,
+        Family.MULTIPLY,
+        Family.SELECT,
+        Family.EXP,
+        Family.RECIPROCAL,
+        Family.SQRT,
+        Family.MOVE,
+        Family.SHIFT,
+    ),
+    *(Family.SUM, Family.SUM_MASKED, Family.MAX, Family.MAX_MASKED, Family.MAP, Family.PREFETCH_V),
+    *(Family.PREFETCH_V_KV, Family.TOPK, Family.STORE),
+)
+MATRIX = frozenset(Family) - frozenset(_VECTOR)
+#: A family and how many of its operations a step takes.
+Bucket = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop is compiled for.
+
+    Attributes:
+        config: the machine.
+        buckets: the branches of its switch.
+        strict: products add up in the machine's order; else as the backend's matrix product does.
+        clipped, inside: see :class:`View`.
+        whole: memories have all of ``cells``, even without the matrix unit.
+    """
+
+    config: MachineConfig
+    buckets: tuple[Bucket, ...]
+    strict: bool = False
+    clipped: bool = False
+    inside: bool = False
+    whole: bool = False
+
+    @property
+    def stores(self) -> bool:
+        """Whether HBM is written."""
+        return any(family == Family.STORE for family, _ in self.buckets)
+
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """Fields of the state that a run leaves as they are."""
+        kept = ("bmm_scale", *(() if self.stores else ("hbm",)))
+        return kept if self.has_matrix else (*kept, "mram", "m_accum", "v_accum", "hv_accum", "hm_accum")
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether the matrix unit and its memory take part."""
+        return any(family in MATRIX for family, _ in self.buckets)
+
+    @property
+    def first_cell(self) -> int:
+        """The first row of ``cells`` that is there: without the matrix unit they begin with FP SRAM."""
+        return 0 if self.whole or self.has_matrix else Layout(self.config).fp_sram
+
+
+class Move(enum.IntEnum):
+    """Copies between memories and values: first those at the start, then those at the end."""
+
+    VRAM_BLOCK = 0
+    VRAM_ROW = 1
+    CELLS_BLOCK = 2
+    CELLS_ROW = 3
+    #: One lane of a row of ``cells``, in every lane of a value.
+    SCALAR = 4
+    M_ACCUM = 5
+    TO_VRAM_BLOCK = 6
+    TO_VRAM_ROW = 7
+    TO_CELLS_BLOCK = 8
+    TO_CELLS_ROW = 9
+    TO_SCALAR = 10
+    TO_M_ACCUM = 11
+    TO_INT_SRAM = 12
+    TO_V_ACCUM = 13
+
+
+class Tables(NamedTuple):
+    """A schedule as data.
+
+    Attributes:
+        steps: int32 [n, 5]: branch, first slot, place in the pool, count of terms or operations, rows written.
+        length: int32 [], steps.
+        entries: int32 [slots, COLUMNS], at the slot of the operation's first value.
+        pool: int32 [n], lists of slots.
+        moves: int32 [n, 3]: slot, row, lane; by kind.
+        bounds: int32 [15], where the moves of each :class:`Move` begin.
+    """
+
+    steps: Array
+    length: Array
+    entries: Array
+    pool: Array
+    moves: Array
+    bounds: Array
