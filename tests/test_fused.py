@@ -22,6 +22,7 @@ from plena_jax.machine.fused.resources import Resources
 from plena_jax.machine.fused.tables import Plan
 from plena_jax.machine.fused.versions import Edges, Versions, versions
 from plena_jax.machine.memories import pack_memories
+from plena_jax.machine.run import FUSED_RECORDS
 from tests.aliasing_programs import aliasing_program
 from tests.random_programs import RandomProgram, random_program
 from tests.states import differences
@@ -210,6 +211,19 @@ def test_values_are_not_copied_inside_the_loop(machine: MachineConfig) -> None:
     assert len(bodies) > 20
     assert copies(bodies, (slots, machine.vlen), "f32") == []
     assert copies(bodies, state.hbm.shape, "u8") == []
+
+
+def test_auto_takes_it_for_long_traces_of_independent_instructions(machine: MachineConfig) -> None:
+    """Only where it pays: a chain of as many additions runs on the resolved engine."""
+    loop = "C_LOOP_START gp5, 8192\n{}\nC_LOOP_END gp5"
+    names = []
+    for rows in ("\n".join(["V_ADD_VV gp1, gp0, gp0"] * 4), "\n".join(["V_ADD_VV gp0, gp0, gp0"] * 4)):
+        program = pj.assemble("S_ADDI_INT gp1, gp0, 8\n" + loop.format(rows))
+        choice = pj.engine_for(program, MachineState.create(machine), machine)
+        assert choice.trace is not None
+        assert len(choice.trace) == FUSED_RECORDS
+        names.append(choice.name)
+    assert names == ["fused", "resolved"]
 
 
 def test_what_depends_on_data_is_refused(machine: MachineConfig) -> None:
