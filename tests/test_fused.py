@@ -127,6 +127,28 @@ def test_no_dependence_can_be_forgotten(kind: str, machine: MachineConfig, monke
     assert any(both(aliasing_program(machine, seed), machine) for seed in range(16))
 
 
+def test_without_the_matrix_unit(machine: MachineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that copy none of its memories: rows, f registers and FP SRAM, each read and written."""
+    text = """
+    S_ADDI_INT gp1, gp0, 8
+    V_RED_SUM f1, gp1
+    S_LD_FP f2, gp0, 3
+    S_MUL_FP f3, f1, f2
+    S_ST_FP f3, gp0, 9
+    V_MUL_VF gp1, gp1, f3
+    V_RED_MAX f4, gp1
+    S_MAP_V_FP gp0, gp0, 2
+    """
+    monkeypatch.setattr(engine, "_plans", {})
+    state = start(random_program(machine, 0), machine)
+    program = pj.assemble(text)
+    finals = [pj.run(program, state, machine, engine=e) for e in ("resolved", "fused")]
+    (plan,) = next(iter(engine._plans.values()))
+    assert not plan.has_matrix
+    assert differences(*finals) == {}
+    assert {"vram", "f", "fp_sram"} <= set(differences(state, finals[1]))
+
+
 def test_random_programs_do_fuse(machine: MachineConfig) -> None:
     job = random_program(machine, 3, size=120)
     trace = pj.resolve(job.program, machine, start(job, machine))
