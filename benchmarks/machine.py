@@ -99,6 +99,7 @@ def engines(case: dict[str, Any], config: pj.MachineConfig) -> dict[str, float]:
         jax.clear_caches()
         compiled._compilations.clear()
         resolved._traces.clear()
+        resolved._last.clear()
         with CompileTime() as compile_time:
             first, final = timed(lambda e=engine: pj.run(program, state, config, engine=e))
         run = best_of(lambda e=engine: pj.run(program, state, config, engine=e))
@@ -112,6 +113,7 @@ def engines(case: dict[str, Any], config: pj.MachineConfig) -> dict[str, float]:
             f"{engine}: first call of a second program": other,
         }
     resolved._traces.clear()
+    resolved._last.clear()
     results["resolving the program again"] = timed(lambda: pj.resolve(program, config, state))[0]
     return results
 

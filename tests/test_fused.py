@@ -22,6 +22,7 @@ from plena_jax.machine.fused.resources import Resources
 from plena_jax.machine.fused.tables import Plan
 from plena_jax.machine.fused.versions import Edges, Versions, versions
 from plena_jax.machine.memories import pack_memories
+from plena_jax.machine.run import FUSED_RECORDS
 from tests.aliasing_programs import aliasing_program
 from tests.random_programs import RandomProgram, random_program
 from tests.states import differences
@@ -126,6 +127,28 @@ def test_no_dependence_can_be_forgotten(kind: str, machine: MachineConfig, monke
     assert any(both(aliasing_program(machine, seed), machine) for seed in range(16))
 
 
+def test_without_the_matrix_unit(machine: MachineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that copy none of its memories: rows, f registers and FP SRAM, each read and written."""
+    text = """
+    S_ADDI_INT gp1, gp0, 8
+    V_RED_SUM f1, gp1
+    S_LD_FP f2, gp0, 3
+    S_MUL_FP f3, f1, f2
+    S_ST_FP f3, gp0, 9
+    V_MUL_VF gp1, gp1, f3
+    V_RED_MAX f4, gp1
+    S_MAP_V_FP gp0, gp0, 2
+    """
+    monkeypatch.setattr(engine, "_plans", {})
+    state = start(random_program(machine, 0), machine)
+    program = pj.assemble(text)
+    finals = [pj.run(program, state, machine, engine=e) for e in ("resolved", "fused")]
+    (plan,) = next(iter(engine._plans.values()))
+    assert not plan.has_matrix
+    assert differences(*finals) == {}
+    assert {"vram", "f", "fp_sram"} <= set(differences(state, finals[1]))
+
+
 def test_random_programs_do_fuse(machine: MachineConfig) -> None:
     job = random_program(machine, 3, size=120)
     trace = pj.resolve(job.program, machine, start(job, machine))
@@ -210,6 +233,19 @@ def test_values_are_not_copied_inside_the_loop(machine: MachineConfig) -> None:
     assert len(bodies) > 20
     assert copies(bodies, (slots, machine.vlen), "f32") == []
     assert copies(bodies, state.hbm.shape, "u8") == []
+
+
+def test_auto_takes_it_for_long_traces_of_independent_instructions(machine: MachineConfig) -> None:
+    """Only where it pays: a chain of as many additions runs on the resolved engine."""
+    loop = "C_LOOP_START gp5, 8192\n{}\nC_LOOP_END gp5"
+    names = []
+    for rows in ("\n".join(["V_ADD_VV gp1, gp0, gp0"] * 4), "\n".join(["V_ADD_VV gp0, gp0, gp0"] * 4)):
+        program = pj.assemble("S_ADDI_INT gp1, gp0, 8\n" + loop.format(rows))
+        choice = pj.engine_for(program, MachineState.create(machine), machine)
+        assert choice.trace is not None
+        assert len(choice.trace) == FUSED_RECORDS
+        names.append(choice.name)
+    assert names == ["fused", "resolved"]
 
 
 def test_what_depends_on_data_is_refused(machine: MachineConfig) -> None:

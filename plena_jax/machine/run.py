@@ -22,7 +22,7 @@ from plena_jax.machine.decode import decode
 from plena_jax.machine.differentiate import refuse
 from plena_jax.machine.explain import explain
 from plena_jax.machine.faults import GROWABLE, Fault
-from plena_jax.machine.fused.engine import compile_fused, fits, run_fused, run_fused_traced
+from plena_jax.machine.fused.engine import compile_fused, pays, run_fused, run_fused_traced
 from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
 from plena_jax.machine.segments import Gradient
 from plena_jax.machine.state import (
@@ -35,7 +35,7 @@ from plena_jax.machine.state import (
 from plena_jax.program import Program
 
 Engine = Literal["auto", "architectural", "resolved", "fused"]
-#: Datapath instructions from which "auto" takes the fused engine: its code takes longer to compile.
+#: Datapath instructions from which "auto" takes the fused engine, if it is faster: its code takes longer to compile.
 FUSED_RECORDS = 1 << 15
 #: Called with the number of instructions executed so far.
 Progress = Callable[[int], None]
@@ -90,7 +90,7 @@ def engine_for(
             static = "no address, register or loop depends on data"
             if engine == "fused":
                 return EngineChoice("fused", f"asked for, and {static}", trace)
-            if engine == "auto" and len(trace) >= FUSED_RECORDS and concrete and fits(trace):
+            if engine == "auto" and len(trace) >= FUSED_RECORDS and concrete and pays(trace):
                 return EngineChoice("fused", f"{static}, and there are {len(trace)} datapath instructions", trace)
             return EngineChoice("resolved", static, trace)
         except Unresolvable as error:

@@ -37,6 +37,8 @@ from plena_jax.sharding import memory_of
 PIECE = 1 << 18
 #: Bytes of tables for a record, and values that it makes, at most as a rule.
 _BYTES_EACH, _VALUES_EACH = 128, 2
+#: Datapath instructions that take as long as a wide step.
+_RECORDS_A_STEP = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +136,11 @@ def bytes_of(trace: Trace) -> int:
 def fits(trace: Trace) -> bool:
     """Whether that is at most half of the memory there is."""
     return bytes_of(trace) <= memory_of(None) // 2
+
+
+def pays(trace: Trace) -> bool:
+    """Whether a run is faster here than one instruction after the other: not if most wait for others."""
+    return fits(trace) and sum(s.steps for s in fuse(trace, cleared=True).schedules) * _RECORDS_A_STEP <= len(trace)
 
 
 def _check_size(trace: Trace) -> None:

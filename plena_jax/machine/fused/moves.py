@@ -69,14 +69,14 @@ def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) ->
             target = each_move(tables, kind, partial(_give, values, rows, 0 if is_vram else first), target)
         vram, cells = (target, cells) if is_vram else (vram, target)
 
-    def part(target: jax.Array, move: jax.Array, lane: Any, lanes: int) -> jax.Array:
+    def part(target: jax.Array, move: jax.Array, above: int, lane: Any, lanes: int) -> jax.Array:
         taken = lax.dynamic_slice(values, (move[0], lane), (1, lanes), allow_negative_indices=False)
-        return lax.dynamic_update_slice(target, taken, (move[1], move[2] - lane), allow_negative_indices=False)
+        at = (move[1] - above, move[2] - lane)
+        return lax.dynamic_update_slice(target, taken, at, allow_negative_indices=False)
 
-    cells = each_move(tables, Move.TO_SCALAR, lambda c, m: part(c, m, jnp.int32(0), 1), cells)
-    m_accum = each_move(tables, Move.TO_M_ACCUM, lambda a, m: part(a, m, m[2], config.blen), memories.m_accum)
-
-    cells = each_move(tables, Move.TO_V_ACCUM, lambda c, m: part(c, m, m[2], config.blen), cells)
+    cells = each_move(tables, Move.TO_SCALAR, lambda c, m: part(c, m, first, jnp.int32(0), 1), cells)
+    m_accum = each_move(tables, Move.TO_M_ACCUM, lambda a, m: part(a, m, 0, m[2], config.blen), memories.m_accum)
+    cells = each_move(tables, Move.TO_V_ACCUM, lambda c, m: part(c, m, first, m[2], config.blen), cells)
 
     def entry(int_sram: jax.Array, move: jax.Array) -> jax.Array:
         bits = lax.bitcast_convert_type(values, jnp.uint32)
