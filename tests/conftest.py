@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import jax
 import pytest
 
 from plena_jax import MachineConfig
@@ -34,6 +36,19 @@ def small() -> MachineConfig:
         hbm_v_writeback_amount=1,
         hbm_size=1 << 16,
     )
+
+
+#: Bytes that compiled code of earlier tests may hold in a worker.
+MOST_MEMORY = 3 << 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_memory() -> Iterator[None]:
+    """Several workers, each with all that it has ever compiled, fill a small machine."""
+    yield
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    if pages * os.sysconf("SC_PAGE_SIZE") > MOST_MEMORY:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -334,18 +334,14 @@ def test_demo_refuses_what_is_no_seed(seed: str, capsys: pytest.CaptureFixture[s
 
 
 def test_demo_checks_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["shape"] == [64, 576, 576]
-    assert data["against_rounded"]["differing"] == 0
-    assert 0.01 < data["against_float32"]["relative_l2"] < 0.1
-    assert data["permuted_against_float32"]["relative_l2"] > 1
-    assert main(["demo"]) == 0
-    assert "bit-exact" in capsys.readouterr().out
+    """In PyTorch if it is there, else in JAX; what it prints for machines is tested in tests/frontend."""
+    assert main(["demo", "--small", "--tokens", "4", "--sections"]) == 0
+    said = capsys.readouterr().out
+    assert "the machine equals its rounded reference" in said and "attention" in said
 
 
 def test_every_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["run"], ["asm"], ["disasm"], ["isa"], ["verify"], ["demo"], ["sweep"]):
+    for command in ([], ["run"], ["asm"], ["disasm"], ["isa"], ["verify"], ["demo"], ["sweep"], ["compile"], ["bench"]):
         with pytest.raises(SystemExit) as caught:
             main([*command, "--help"])
         assert caught.value.code == 0

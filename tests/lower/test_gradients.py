@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from plena_jax.lower.operators import operators
+from plena_jax.lower.rearrangement import Source
 
 from .cases import Case, Together, machine, relative_l2
 
@@ -27,6 +28,9 @@ FAMILIES = [
     Case("sqrt", {"x": (3, 25)}, shift=9.0),
     Case("store", {"x": (3, 26)}),
     Case("reduce_sum", {"x": (3, 27)}),
+    Case("sum_rows", {"x": (5, 19)}),
+    Case("cumsum", {"x": (3, 28)}),
+    Case("rearrange", {"x": (3, 29)}, {"source": Source(np.random.default_rng(6).permutation(87).reshape(29, 3))}),
     Case("embedding", {"table": (9, 18)}, {"tokens": (8, 0, 8)}, hbm={"table": "activations"}),
     Case("rope", {"x": (3, 32), "cos": (3, 16), "sin": (3, 16)}, {"heads": 2}),
     Case(
@@ -76,6 +80,6 @@ def test_gradients_flow_through_kernels(number: int) -> None:
 
 
 def test_every_family_is_in_the_table() -> None:
-    """Of experts there are no derivatives, and their weights' come from a table that is not differentiable either."""
+    """But for those whose addresses depend on data."""
     families = {operator.family for operator in OPERATORS.values() if operator.expand is None}
-    assert families - {OPERATORS[case.name].family for case in FAMILIES} == {"experts", "routing"}
+    assert families - {OPERATORS[case.name].family for case in FAMILIES} == {"experts", "lookup", "routing"}
