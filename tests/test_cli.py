@@ -333,6 +333,7 @@ def test_demo_refuses_what_is_no_seed(seed: str, capsys: pytest.CaptureFixture[s
     assert f"'{seed}' is not a whole number, 0 or more" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_demo_checks_itself(capsys: pytest.CaptureFixture[str]) -> None:
     """In PyTorch if it is there, else in JAX; what it prints for machines is tested in tests/frontend."""
     assert main(["demo", "--small", "--tokens", "4", "--sections"]) == 0

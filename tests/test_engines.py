@@ -97,7 +97,7 @@ def test_engines_and_numpy_agree_on_a_wider_machine(seed: int, wide: MachineConf
     assert against_numpy(resolved, run_numpy(job, wide)) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_hundreds_of_random_programs(small: MachineConfig, wide: MachineConfig) -> None:
     bad = []
     for config, seeds, extremes in ((small, range(1000, 1600), 0.1), (wide, range(1000, 1200), 0.02)):

@@ -52,7 +52,7 @@ def value(vram: jax.Array, state: MachineState, config: MachineConfig, engine: s
     return jnp.sum(jnp.sin(jnp.arange(end.vram.size, dtype=jnp.float32)) * end.vram.reshape(-1)) + end.f[1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gradients_are_those_of_the_resolved_engine(small: MachineConfig, state: MachineState) -> None:
     run = lambda e: jax.jit(jax.value_and_grad(lambda v: value(v, state, small, e)))(state.vram)
     (wanted, there), (found, here) = (run(engine) for engine in ENGINES)

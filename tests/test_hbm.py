@@ -120,6 +120,7 @@ def test_plain_formats_have_cells_too(name: str, elements: int) -> None:
     assert np.abs(np.asarray(hbm.read(config, on_values.hbm, stored))).max() > 5
 
 
+@pytest.mark.exhaustive
 def test_sub_byte_elements_have_cells_of_their_own() -> None:
     fmt = named("mxfp4_e2m1", block=16)
     precision = dataclasses.replace(CONFIG.precision, hbm_m_weight_type=fmt)

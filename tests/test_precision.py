@@ -181,6 +181,7 @@ def alone(workload: Workload, lane: Lane) -> np.ndarray:
     return np.asarray(workload.picked(final))
 
 
+@pytest.mark.exhaustive
 def test_a_batch_equals_a_run_with_codes(workload: Workload, lanes: list[Lane], measured: dict[Lane, Measured]) -> None:
     (lane,) = (one for one in lanes if one.label == "scalar" and one.candidate and one.candidate.name == "e2m1")
     assert np.array_equal(bits(alone(workload, lane)), bits(measured[lane].output))
@@ -512,6 +513,7 @@ def test_wrong_usage_exits_with_2(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_the_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/precision.md").read_text(), re.DOTALL)
     exec(example, {})

@@ -74,6 +74,7 @@ def test_after_prepare_a_run_compiles_nothing(engine: str) -> None:
     assert counts == [0] * (4 if engine == "architectural" else 2)
 
 
+@pytest.mark.exhaustive
 def test_the_same_bits_with_64_bit_types_enabled() -> None:
     enabled = in_a_process("_digests", JAX_ENABLE_X64="1")
     assert enabled == _digests()

@@ -299,6 +299,7 @@ def memories(small: MachineConfig) -> dict[str, object]:
     return {"vram": random.normal(size=(5, 8)).astype(np.float32), "hbm": random.integers(0x60, 0x70, 512, np.uint8)}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_machine_with_fewer_rows_than_a_batched_product_reads(
     engine: str, small: MachineConfig, memories: dict[str, object]

@@ -64,7 +64,7 @@ def test_a_first_run_inside_jit_leaves_nothing_of_it_behind(small: MachineConfig
     assert np.array_equal(inside, pj.run(other.program, begin, small, engine="resolved").vram, equal_nan=True)
 
 
-@pytest.mark.parametrize("lanes", [1, 3, CPU_LANES + 5])
+@pytest.mark.parametrize("lanes", [1, 3, pytest.param(CPU_LANES + 5, marks=pytest.mark.exhaustive)])
 def test_vmap_over_images(lanes: int, job, state: MachineState, small: MachineConfig) -> None:
     batch = images(lanes, state)
     together = jax.vmap(lambda vram: pj.run(job.program, state.replace(vram=vram), small))(batch)
@@ -108,6 +108,7 @@ def test_vmap_over_states_with_different_registers(small: MachineConfig) -> None
         assert differences(pj.run(program, alone, small), lane(together, index)) == {}
 
 
+@pytest.mark.exhaustive
 def test_vmap_of_machines_that_route_differently(small: MachineConfig) -> None:
     config = dataclasses.replace(small, vector_sram_size=64)
     program = pj.assemble("V_TOPK gp1, gp1, gp1, 0\nS_LD_INT gp2, gp0, 0\nS_LD_INT gp3, gp0, 3")

@@ -27,7 +27,9 @@ ON_THE_MACHINE = ["mlp", "llama eager", "llama gqa", "gpt2", "siglip", "experts"
 
 
 @pytest.mark.parametrize("decompose", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("name", ON_THE_MACHINE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.exhaustive] * (n in ("mlp", "llama eager"))) for n in ON_THE_MACHINE]
+)
 def test_modules_on_the_machine(name: str, decompose: bool) -> None:
     make, inputs = CASES[name]
     module = seeded(make)
@@ -74,7 +76,9 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize(
+    "name", ["llama", *[pytest.param(n, marks=pytest.mark.exhaustive) for n in TWINS if n != "llama"]]
+)
 def test_both_front_ends_give_the_same_words(name: str) -> None:
     network, module = NETWORKS[name], TWINS[name]()
     module.load_state_dict({name: torch.from_numpy(w) for name, w in network.weights.items()})

@@ -15,11 +15,11 @@ from tests.frontend.test_machine import leaves, relative
 from tests.lower.cases import machine
 
 #: Functions of one program.
-TOGETHER = 6
+TOGETHER = 3
 JAX = Numpyish(jnp, jax.nn.softmax)
 
 
-@pytest.mark.parametrize("group", [0, *[pytest.param(n, marks=pytest.mark.exhaustive) for n in range(1, 16)]])
+@pytest.mark.parametrize("group", [0, *[pytest.param(n, marks=pytest.mark.exhaustive) for n in range(1, 32)]])
 def test_the_machine_agrees(group: int) -> None:
     seeds = range(group * TOGETHER, (group + 1) * TOGETHER)
     functions = [random_function(seed) for seed in seeds]

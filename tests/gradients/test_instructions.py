@@ -105,7 +105,13 @@ def test_the_table_has_every_instruction() -> None:
     assert PROGRAMS.keys() == SEMANTICS.keys()
 
 
-@pytest.mark.parametrize("mnemonic", sorted(PROGRAMS))
+#: Takes longest, and is a part of every program with a product.
+_OFTEN = {"H_PREFETCH_M"}
+
+
+@pytest.mark.parametrize(
+    "mnemonic", [pytest.param(m, marks=[pytest.mark.exhaustive] * (m in _OFTEN)) for m in sorted(PROGRAMS)]
+)
 def test_instruction(mnemonic: str, smooth: Differentiator) -> None:
     random = np.random.default_rng(list(mnemonic.encode()))
     state = start_of(smooth.config, random)

@@ -42,6 +42,7 @@ def value(vram: jax.Array, state: MachineState, config: MachineConfig, **options
     return jnp.sum(jnp.sin(jnp.arange(end.vram.size, dtype=jnp.float32)) * end.vram.reshape(-1))
 
 
+@pytest.mark.exhaustive
 def test_segments_change_nothing(small: MachineConfig, state: MachineState) -> None:
     results = []
     for count in (1, 2, 5):
@@ -88,6 +89,7 @@ def test_eager_jitted_and_batched(small: MachineConfig, state: MachineState) -> 
     assert not np.allclose(each[0], each[1])
 
 
+@pytest.mark.exhaustive
 def test_one_leaf_shared_by_all_lanes(small: MachineConfig, state: MachineState) -> None:
     """The cotangent of what lanes share is a sum over them."""
     batch = jnp.stack([state.vram, 2 * state.vram])

@@ -37,6 +37,7 @@ def test_programs_are_made_once() -> None:
     assert ops.lowered("softmax", X, scale=0.25, config=machine()) is not first
 
 
+@pytest.mark.exhaustive
 def test_operators_have_derivatives() -> None:
     config = machine(formats="float32")
     loss = lambda x: jnp.sum(ops.softmax(x, config=config) * X)
