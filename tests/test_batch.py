@@ -187,6 +187,7 @@ def test_eight_devices() -> None:
     assert done.stdout.split() == ["True", "good"], done.stderr
 
 
+@pytest.mark.exhaustive
 def test_two_hosts() -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

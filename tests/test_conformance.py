@@ -72,8 +72,11 @@ def test_random_programs(conformance: Path) -> None:
     check_all(paths)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
+#: The first part takes as long as the others together.
+@pytest.mark.parametrize(
+    "part",
+    [pytest.param(0, marks=pytest.mark.exhaustive), *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))],
+)
 def test_compiled_programs(part: int, conformance: Path) -> None:
     paths = list((conformance / "programs").glob("*.npz"))
     assert len(paths) >= 120

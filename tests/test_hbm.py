@@ -97,7 +97,8 @@ def test_what_bytes_alone_can_hold_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, elements", [("bfloat16", 2), pytest.param("float8_e4m3fn", 1, marks=pytest.mark.exhaustive)]
+    "name, elements",
+    [pytest.param(n, e, marks=pytest.mark.exhaustive) for n, e in (("bfloat16", 2), ("float8_e4m3fn", 1))],
 )
 def test_plain_formats_have_cells_too(name: str, elements: int) -> None:
     fmt = named(name)

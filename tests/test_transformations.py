@@ -64,7 +64,9 @@ def test_a_first_run_inside_jit_leaves_nothing_of_it_behind(small: MachineConfig
     assert np.array_equal(inside, pj.run(other.program, begin, small, engine="resolved").vram, equal_nan=True)
 
 
-@pytest.mark.parametrize("lanes", [1, 3, pytest.param(CPU_LANES + 5, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "lanes", [3, *(pytest.param(lanes, marks=pytest.mark.exhaustive) for lanes in (1, CPU_LANES + 5))]
+)
 def test_vmap_over_images(lanes: int, job, state: MachineState, small: MachineConfig) -> None:
     batch = images(lanes, state)
     together = jax.vmap(lambda vram: pj.run(job.program, state.replace(vram=vram), small))(batch)

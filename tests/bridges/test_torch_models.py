@@ -17,7 +17,9 @@ from torch import nn  # noqa: E402
 from . import models  # noqa: E402
 
 CONFIG = models.Config()
-both = pytest.mark.parametrize("decompose", [False, True], ids=["whole", "decomposed"])
+both = pytest.mark.parametrize(
+    "decompose", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["whole", "decomposed"]
+)
 
 
 def same(found: Any, wanted: Any) -> bool:

@@ -45,7 +45,9 @@ def inputs() -> tuple[Any, ...]:
     return x, y, image, index
 
 
-@pytest.mark.parametrize("decompose", [False, True], ids=["whole", "decomposed"])
+@pytest.mark.parametrize(
+    "decompose", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["whole", "decomposed"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rules_are_what_torch_computes(family: str, decompose: bool) -> None:
     module, arguments = Family(FAMILIES[family]), inputs()

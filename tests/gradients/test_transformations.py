@@ -78,6 +78,7 @@ def test_long_traces_are_cut_by_themselves(
     assert 1.5 < long / short < 2.5
 
 
+@pytest.mark.exhaustive
 def test_eager_jitted_and_batched(small: MachineConfig, state: MachineState) -> None:
     grad = jax.grad(lambda v: value(v, state, small))
     eager, jitted = grad(state.vram), jax.jit(grad)(state.vram)

@@ -159,6 +159,7 @@ def test_the_machine_is_the_rounded_reference(number: int) -> None:
     check_case(together("published"), number)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", range(len(SAMPLE_OF_ONE)), ids=[case.id for case in SAMPLE_OF_ONE])
 def test_the_rounded_reference_is_the_formula_without_roundings(number: int) -> None:
     check_formula(together("float32"), number)
