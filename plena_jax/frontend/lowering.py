@@ -16,6 +16,7 @@ import numpy as np
 
 from plena_jax.config import MachineConfig
 from plena_jax.errors import Problem
+from plena_jax.frontend.declare import declares
 from plena_jax.frontend.graph import Operation, TensorGraph
 from plena_jax.frontend.views import ZERO, Positions, Value, View, merged
 from plena_jax.lower.graph import Graph
@@ -67,14 +68,7 @@ RULES: dict[str, Rule] = {}
 
 def lowers(*names: str) -> Callable[[Rule], Rule]:
     """Declare how kinds of operations are lowered."""
-
-    def declared(rule: Rule) -> Rule:
-        for name in names:
-            assert name not in RULES, name
-            RULES[name] = rule
-        return rule
-
-    return declared
+    return declares(RULES, *names)
 
 
 Vectors = Literal["hbm", "vram"]
@@ -271,14 +265,20 @@ class Lowering:
         """Orders of elements for the result of an element-wise operation: as its operands come, or one by one."""
         size, found = operation.output.size, []
         for view in operation.inputs:
-            if len(view.bases) == 1 and not self.is_given(view) and view.is_permutation:
-                held = self.place(view.base)
-                back = np.empty(size, np.int32)
-                back[view.index.reshape(-1)] = np.arange(size, dtype=np.int32)
-                own = np.arange(size, dtype=np.int32).reshape(held.tensor.shape) if held.order is None else held.order
-                found.append(back[own])
+            order = self.own_order(view)
+            if order is not None:
+                found.append(order)
         found.append(np.arange(size, dtype=np.int32).reshape(canonical(operation.output.shape)))
         return found
+
+    def own_order(self, view: View) -> Positions | None:
+        """[rows, columns] of the matrix that holds all elements of a view, once each: which of them is there."""
+        if len(view.bases) != 1 or self.is_given(view) or not view.is_permutation:
+            return None
+        held, one_by_one = self.place(view.base), np.arange(view.size, dtype=np.int32)
+        back = np.empty(view.size, np.int32)
+        back[view.index.reshape(-1)] = one_by_one
+        return back[one_by_one.reshape(held.tensor.shape) if held.order is None else held.order]
 
     def in_order(self, view: View, order: Positions) -> View:
         """The elements of an operand in the order of a result."""

@@ -7,13 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from plena_jax.lower.graph import Node
-from plena_jax.lower.lowered import Lowered
-from plena_jax.lower.rounded import Rounded
-from plena_jax.lower.tensors import Tensor
 from plena_jax.machine.run import run
 from plena_jax.program import Program
 
@@ -148,7 +143,7 @@ def _flat(results: Any) -> np.ndarray:
 def _sections(compiled: CompiledProgram, inputs: dict[str, Any]) -> list[SectionReport]:
     """Section after section: the program up to its end runs on from the state before."""
     lowered = compiled.lowered
-    rounded, exact = intermediate(lowered, inputs)
+    rounded, exact = lowered.intermediate(**inputs)
     state = lowered.start(**inputs)
     found = []
     stops = {section.name: section.stop for section in lowered.program.sections}
@@ -166,26 +161,4 @@ def _sections(compiled: CompiledProgram, inputs: dict[str, Any]) -> list[Section
                 Distance.between(rounded[node.output], exact[node.output]),
             )
         )
-    return found
-
-
-def intermediate(lowered: Lowered, inputs: dict[str, Any]) -> tuple[dict[Tensor, Any], dict[Tensor, Any]]:
-    """The result of every operator: with the machine's roundings, and in float32."""
-    r = Rounded(lowered.config)
-    rounded: dict[Tensor, Any] = dict(lowered.rounded_inputs(inputs))
-    exact: dict[Tensor, Any] = {tensor: jnp.asarray(inputs[tensor.name]) for tensor in lowered.graph.inputs}
-    for node in lowered.graph.nodes:
-        rounded[node.output] = node.operator.rounded(r, *_operands(node, rounded), **node.attributes)
-        exact[node.output] = node.operator.reference(*_operands(node, exact), **node.attributes)
-    return rounded, exact
-
-
-def _operands(node: Node, values: dict[Tensor, Any]) -> list[Any]:
-    found: list[Any] = []
-    for tensor in node.inputs:
-        if tensor is None:
-            found.append(None)
-            continue
-        (row, column), (rows, columns) = tensor.start, tensor.shape
-        found.append(values[tensor.root][row : row + rows, column : column + columns])
     return found

@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend import core
 
 from plena_jax.errors import Problem, UnsupportedOperation
+from plena_jax.frontend.declare import declares
 from plena_jax.frontend.graph import TensorGraph
 from plena_jax.frontend.operations import find
 from plena_jax.frontend.views import Value, View
@@ -62,14 +63,7 @@ RULES: dict[str, Rule] = {}
 
 def primitive(*names: str) -> Callable[[Rule], Rule]:
     """Declare what primitives become."""
-
-    def declared(rule: Rule) -> Rule:
-        for name in names:
-            assert name not in RULES, name
-            RULES[name] = rule
-        return rule
-
-    return declared
+    return declares(RULES, *names)
 
 
 class Unsupported(Exception):

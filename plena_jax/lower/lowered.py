@@ -221,10 +221,27 @@ class Lowered:
         values = {tensor: arrays[tensor.name] for tensor in self.graph.inputs}
         return self._evaluated(values, lambda node, *arrays: node.operator.reference(*arrays, **node.attributes))
 
-    def _evaluated(self, values: dict[Tensor, jax.Array], evaluate: Any) -> dict[str, jax.Array]:
+    def intermediate(self, **inputs: Any) -> tuple[dict[Tensor, jax.Array], dict[Tensor, jax.Array]]:
+        """Inputs and the result of every operator, as :meth:`rounded` and as :meth:`exact` have them."""
+        r, arrays = Rounded(self.config), self._checked(inputs)
+        rounded = self._all(
+            self.rounded_inputs(inputs), lambda node, *arrays: node.operator.rounded(r, *arrays, **node.attributes)
+        )
+        exact = self._all(
+            {tensor: arrays[tensor.name] for tensor in self.graph.inputs},
+            lambda node, *arrays: node.operator.reference(*arrays, **node.attributes),
+        )
+        return rounded, exact
+
+    def _all(self, values: dict[Tensor, jax.Array], evaluate: Any) -> dict[Tensor, jax.Array]:
+        values = dict(values)
         for node in self.graph.nodes:
             arrays = [None if tensor is None else _viewed(values, tensor) for tensor in node.inputs]
             values[node.output] = evaluate(node, *arrays)
+        return values
+
+    def _evaluated(self, values: dict[Tensor, jax.Array], evaluate: Any) -> dict[str, jax.Array]:
+        values = self._all(values, evaluate)
         return {name: _viewed(values, tensor) for name, tensor in self._outputs}
 
     def _checked(self, inputs: Mapping[str, Any]) -> dict[str, Array]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from plena_jax.frontend.graph import Operation
 from plena_jax.frontend.lowering import Held, Lowering, lowers, without_infinity
-from plena_jax.frontend.views import View
+from plena_jax.frontend.views import ZERO, View
 from plena_jax.lower.rearrangement import Source
 from plena_jax.lower.tensors import Tensor
 
@@ -52,20 +52,21 @@ def _by_parts(over_rows: str, lowering: Lowering, view: View, axes: tuple[int, .
     if outer == 1 or not all(lowering.is_free(piece) for piece in pieces):
         return None
     rows = [lowering.g.apply(over_rows, lowering.vram(piece)) for piece in pieces]
-    return Held(stacked(lowering, rows))
+    return Held(joined(lowering, rows, 0))
 
 
-def stacked(lowering: Lowering, parts: list[Tensor]) -> Tensor:
-    """Matrices of the same columns, one below the other."""
-    rows, columns = sum(part.shape[0] for part in parts), parts[0].shape[1]
+def joined(lowering: Lowering, parts: list[Tensor], axis: int) -> Tensor:
+    """Matrices one below the other (axis 0), or side by side (axis 1)."""
+    sizes = [part.shape[axis] for part in parts]
+    shape = (sum(sizes), parts[0].shape[1]) if axis == 0 else (parts[0].shape[0], sum(sizes))
     result: Tensor | None = None
-    start = 0
-    for part in parts:
-        positions = np.full((rows, columns), -1)
-        positions[start : start + part.shape[0]] = np.arange(part.shape[0] * columns).reshape(part.shape)
-        source = Source(positions)
-        result = lowering.g.rearrange(part, *([] if result is None else [result]), source=source)
-        start += part.shape[0]
+    for part, start in zip(parts, np.cumsum([0, *sizes]), strict=False):
+        positions = np.full(shape, ZERO)
+        own = positions if axis == 0 else positions.T
+        inner = np.arange(part.shape[0] * part.shape[1]).reshape(part.shape)
+        own[start : start + part.shape[axis]] = inner if axis == 0 else inner.T
+        into = [] if result is None else [result]
+        result = lowering.g.rearrange(part, *into, source=Source(positions))
     assert result is not None
     return result
 
@@ -136,16 +137,11 @@ def rope(lowering: Lowering, operation: Operation) -> Held:
 def _heads_side_by_side(lowering: Lowering, x: View) -> np.ndarray:
     """An order of the elements of x in whose rows there are whole heads, free if there is one."""
     plain = np.arange(x.size, dtype=np.int32).reshape(-1, x.shape[-1])
-    if len(x.bases) == 1 and not lowering.is_given(x) and x.is_permutation:
-        held = lowering.place(x.base)
-        back = np.empty(x.size, np.int32)
-        back[x.index.reshape(-1)] = np.arange(x.size, dtype=np.int32)
-        own = np.arange(x.size).reshape(held.tensor.shape) if held.order is None else held.order
-        order = back[own]
-        if order.shape[1] % x.shape[-1] == 0:
-            heads = order.reshape(-1, x.shape[-1])
-            if (heads == heads[:, :1] + np.arange(x.shape[-1])).all() and not (heads[:, 0] % x.shape[-1]).any():
-                return order
+    order = lowering.own_order(x)
+    if order is not None and order.shape[1] % x.shape[-1] == 0:
+        heads = order.reshape(-1, x.shape[-1])
+        if (heads == heads[:, :1] + np.arange(x.shape[-1])).all() and not (heads[:, 0] % x.shape[-1]).any():
+            return order
     if x.index.ndim < 3 or lowering.is_free(lowering.in_order(x, plain)):
         return plain
     # [heads, rows, size] as [rows, heads * size]

@@ -6,9 +6,8 @@ import numpy as np
 
 from plena_jax.frontend.graph import Operation
 from plena_jax.frontend.lowering import Held, Lowering, lowers, without_infinity
-from plena_jax.frontend.rules.axes import stacked
+from plena_jax.frontend.rules.axes import joined
 from plena_jax.frontend.views import ZERO, View
-from plena_jax.lower.rearrangement import Source
 from plena_jax.lower.tensors import Tensor
 
 
@@ -42,7 +41,7 @@ def _batched(lowering: Lowering, x: View, y: View, bias: list[Tensor]) -> Tensor
     rows = x.reshape(batch * m, k)
     if not lowering.is_given(y):
         parts = [_linear(lowering, x[b], y[b], bias) for b in range(batch)]
-        return stacked(lowering, parts)
+        return joined(lowering, parts, 0)
     w = lowering.matrix_unit(y.transpose((0, 2, 1)).reshape(batch * k, n))
     product = lowering.g.batched_matmul(lowering.vram(rows), w, batch=batch)
     return product if not bias else lowering.g.add(product, _in_vram(lowering, bias[0]))
@@ -61,7 +60,7 @@ def conv2d(lowering: Lowering, operation: Operation) -> Held:
     x, w = operation.inputs
     parts = [_one_image(lowering, x[b], w, operation) for b in range(x.shape[0])]
     images, channels, height, width = operation.output.shape
-    found = parts[0] if len(parts) == 1 else stacked(lowering, parts)
+    found = parts[0] if len(parts) == 1 else joined(lowering, parts, 0)
     # The machine's rows are pixels.
     order = np.arange(operation.output.size, dtype=np.int32).reshape(images, channels, height, width)
     return lowering.holding(found, order.transpose(0, 2, 3, 1).reshape(-1, channels))
@@ -100,7 +99,7 @@ def _one_image(lowering: Lowering, image: View, w: View, operation: Operation) -
         own = patches[:, group * taken : (group + 1) * taken].reshape(patches.shape[0], -1)
         weights = w[group * out : (group + 1) * out].reshape(out, -1)
         parts.append(_linear(lowering, own, weights, []))
-    return parts[0] if groups == 1 else _side_by_side(lowering, parts)
+    return parts[0] if groups == 1 else joined(lowering, parts, 1)
 
 
 def _patches(
@@ -120,19 +119,6 @@ def _patches(
         return windows.transpose(1, 2, 0, 3, 4).reshape(-1, len(index), *kernel)
 
     return image.moved(moved)
-
-
-def _side_by_side(lowering: Lowering, parts: list[Tensor]) -> Tensor:
-    rows, columns = parts[0].shape[0], sum(part.shape[1] for part in parts)
-    result: Tensor | None = None
-    start = 0
-    for part in parts:
-        positions = np.full((rows, columns), -1)
-        positions[:, start : start + part.shape[1]] = np.arange(rows * part.shape[1]).reshape(part.shape)
-        result = lowering.g.rearrange(part, *([] if result is None else [result]), source=Source(positions))
-        start += part.shape[1]
-    assert result is not None
-    return result
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
@@ -155,7 +141,7 @@ def attention(lowering: Lowering, operation: Operation) -> Held:
         sinks = lowering.vram(more[1][own].reshape(1, each)) if len(more) > 1 else None
         found.append(_attend(lowering, operation, q[own], k[others], v[others], mask, sinks))
     order = np.arange(q.size, dtype=np.int32).reshape(parts, each, queries, size).transpose(0, 2, 1, 3)
-    return lowering.holding(stacked(lowering, found) if parts > 1 else found[0], order.reshape(-1, each * size))
+    return lowering.holding(joined(lowering, found, 0) if parts > 1 else found[0], order.reshape(-1, each * size))
 
 
 def _side_by_side_heads(view: View) -> View:
