@@ -24,10 +24,11 @@ from plena_jax.formats import plena
 from plena_jax.frontend.views import Value, View
 from plena_jax.lower.builder import ProgramBuilder
 from plena_jax.lower.lowered import Lowered
-from plena_jax.lower.tensors import Entries, Matrix, Rows
+from plena_jax.lower.tensors import Entries, Matrix, Rows, format_of
 from plena_jax.machine.images import Images
 from plena_jax.machine.run import run
 from plena_jax.machine.state import MachineState
+from plena_jax.machine.transfer import Transfer
 from plena_jax.program import Program
 
 if TYPE_CHECKING:
@@ -207,9 +208,6 @@ class SavedProgram:
             starts = item["address"] + np.arange(-(-columns // lanes)) * item["pitch"]
             blocks = [flat[start : start + rows * lanes].reshape(rows, lanes) for start in starts]
             return np.concatenate(blocks, axis=1)[:, :columns]
-        from plena_jax.lower.tensors import format_of
-        from plena_jax.machine.transfer import Transfer
-
         role = item["role"]
         fmt = Transfer.of(self.config, format_of(self.config, role, role == "weights")).fmt
         tensor = hbm.Tensor("result", (item["stored"][0], item["stored"][1]), item["address"], fmt)

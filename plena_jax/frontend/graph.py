@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from plena_jax.frontend.operations import find
 from plena_jax.frontend.views import Value, View
 
 
@@ -89,8 +91,6 @@ class TensorGraph:
 
     def evaluate(self, arrays: Sequence[Any]) -> list[Any]:
         """The outputs in float32, from arrays of the inputs; can be traced."""
-        from plena_jax.frontend.operations import find
-
         values: dict[Value, Any] = {value: jnp.asarray(x) for value, x in zip(self.inputs, arrays, strict=True)}
 
         def seen(view: View) -> Any:
@@ -167,8 +167,6 @@ def _short(item: Any) -> str:
 
 
 def _digest(array: np.ndarray) -> str:
-    import hashlib
-
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:8]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -227,8 +228,6 @@ def attention(
 
 def seen(queries: int, keys: int, causal: bool, window: int | None, offset: int, length: int | None) -> Any:
     """Which keys each query sees: [queries, keys] of booleans."""
-    import numpy as np
-
     row, column = np.arange(queries)[:, None] + offset, np.arange(keys)[None]
     found = np.ones((queries, keys), bool)
     if causal:

@@ -17,9 +17,9 @@ def dot(lowering: Lowering, operation: Operation) -> Held:
     x, y, *bias = operation.inputs
     batch, m, k = x.shape
     n = y.shape[1]
-    row = [lowering.either(view.reshape(1, n)) for view in bias]
     if batch > 1:
-        return Held(_batched(lowering, x, y, row))
+        return Held(_batched(lowering, x, y, [lowering.vram(view.reshape(1, n)) for view in bias]))
+    row = [lowering.either(view.reshape(1, n)) for view in bias]
     x, y = x.reshape(m, k), y.reshape(n, k)
     if lowering.is_given(x) and not lowering.is_given(y) and not bias:
         product = lowering.g.linear(lowering.vram(y), lowering.matrix_unit(x.transpose((1, 0))))
@@ -44,11 +44,7 @@ def _batched(lowering: Lowering, x: View, y: View, bias: list[Tensor]) -> Tensor
         return joined(lowering, parts, 0)
     w = lowering.matrix_unit(y.transpose((0, 2, 1)).reshape(batch * k, n))
     product = lowering.g.batched_matmul(lowering.vram(rows), w, batch=batch)
-    return product if not bias else lowering.g.add(product, _in_vram(lowering, bias[0]))
-
-
-def _in_vram(lowering: Lowering, tensor: Tensor) -> Tensor:
-    return lowering.g.load(tensor) if tensor.place == "hbm" else tensor
+    return product if not bias else lowering.g.add(product, bias[0])
 
 
 # -- convolution ------------------------------------------------------------------------------------------------------

@@ -57,16 +57,6 @@ def is_zero(v: Algebra, x: Value) -> Value:
     return v.from_number(1.0, v.mul(s, s))
 
 
-def complement_reference(x: jax.Array) -> jax.Array:
-    """``1 - x``."""
-    return 1 - x
-
-
-def complement(v: Algebra, x: Value) -> Value:
-    """One instruction."""
-    return v.from_number(1.0, x)
-
-
 # -- logarithms -------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +180,6 @@ register_formula("abs", abs_reference, absolute, keeps_zero=True)
 register_formula("sign", sign_reference, sign, keeps_zero=True)
 register_formula("heaviside", heaviside_reference, heaviside, keeps_zero=True)
 register_formula("is_zero", is_zero_reference, is_zero, keeps_zero=False)
-register_formula("complement", complement_reference, complement, keeps_zero=False)
 register_formula("log", log_reference, log, keeps_zero=False, guarded=True)
 register_formula("log1p", log1p_reference, log1p, keeps_zero=True)
 register_formula("softplus", softplus_reference, softplus, keeps_zero=False)

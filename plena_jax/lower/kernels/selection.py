@@ -47,12 +47,12 @@ def select_reference(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def select_expand(g: Graph, mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """``mask * x + (1 - mask) * y``."""
-    return g.apply("add", g.apply("mul", mask, x), g.apply("mul", g.apply("complement", mask), y))
+    return g.apply("add", g.apply("mul", mask, x), g.apply("mul", g.apply("subtract_from", mask, number=1.0), y))
 
 
 for _name, _reference, _expand, _cost in (
     ("greater", greater_reference, greater_expand, "sub and heaviside"),
     ("equal", equal_reference, equal_expand, "sub and is_zero"),
-    ("select", select_reference, select_expand, "two mul, complement and add"),
+    ("select", select_reference, select_expand, "two mul, subtract_from and add"),
 ):
     register(Operator(name=_name, family="selection", reference=_reference, expand=_expand, cost=_cost))
