@@ -20,6 +20,7 @@ from plena_jax.arithmetic import lift, lower
 from plena_jax.config import Formats
 from plena_jax.machine.batching import any_lane
 from plena_jax.machine.datapath import put_stored
+from plena_jax.machine.dots import accumulate_dot, adds_in_order
 from plena_jax.machine.fused.families import (
     COLUMNS,
     KINDS,
@@ -36,7 +37,8 @@ from plena_jax.machine.fused.tables import Plan, Tables
 from plena_jax.machine.memories import Memories, is_subnormal
 from plena_jax.machine.semantics.matrix import fast_sums
 from plena_jax.machine.semantics.memory import h_store_v
-from plena_jax.machine.sums import LIFT, accumulate, is_finite
+from plena_jax.machine.sums import LIFT, accumulate, accumulate_exact, is_finite
+from plena_jax.machine.view import View
 
 Rows = tuple[jax.Array, jax.Array]
 PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
@@ -166,22 +168,28 @@ class WideSteps:
 
     def product(self, machine: Machine, family: Family, size: int, values: jax.Array, step: jax.Array) -> Rows:
         """Rows times tiles, one tile after the other; and whether that has to be done again with care."""
-        mlen, view = self.config.mlen, machine.view(values, values)
-        strict = fast_sums(view)
+        mlen = self.config.mlen
+        add = self.sums(machine.view(values, values), size)
 
         def turn(term: Any, total: jax.Array) -> jax.Array:
             at = self.listed(step[2] + term * (1 + size), 1 + size)
             tile = lax.dynamic_slice(values, (at[0] >> 1, jnp.int32(0)), (mlen, mlen), allow_negative_indices=False)
             if family is Family.PRODUCT_TRANSPOSED:
                 tile = jnp.where(at[0] & 1 == 1, tile.T, tile)
-            x = gather(values, at[1:])
-            if self.plan.strict:
-                return strict(total, x, tile)
-            return _add_lifted(total, x, tile)
+            return (add or _add_lifted)(total, gather(values, at[1:]), tile)
 
         total = lax.fori_loop(0, step[3], turn, jnp.zeros((size, mlen), jnp.float32))
         bad = jnp.any(~is_finite(total), axis=0)
-        return self.rounded(machine, total if self.plan.strict else _lowered(total), step), bad
+        return self.rounded(machine, total if add else _lowered(total), step), bad
+
+    def sums(self, view: View, size: int) -> Callable[..., jax.Array] | None:
+        """How products of so many rows are added up; None for as the backend likes."""
+        ordered = fast_sums(view)
+        quick = ordered is accumulate_exact and adds_in_order(size, self.config.mlen, self.config.mlen)
+        if self.plan.strict:
+            return accumulate_dot if quick else ordered
+        # Elsewhere the backend's product is fast, and in another order.
+        return accumulate_dot if quick and jax.default_backend() == "cpu" else None
 
     def careful_product(self, values: jax.Array, step: jax.Array) -> jax.Array:
         """The same for a branch of any size, where operands are subnormal or results very large."""
