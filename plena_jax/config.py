@@ -11,6 +11,7 @@ import jax
 
 from plena_jax.errors import ConfigError
 from plena_jax.formats import FloatFormat, IntFormat, MXFormat
+from plena_jax.hashing import hashed_once
 
 #: What a PRECISION entry holds: one type, or an MX block type.
 Precision = FloatFormat | IntFormat | MXFormat
@@ -114,6 +115,7 @@ class Intended:
     matrix_sram_type: bool = False
 
 
+@hashed_once
 @dataclass(frozen=True)
 class MachineConfig:
     """Everything that fixes a machine. Hashable: a static argument of ``jit``.

@@ -10,7 +10,7 @@ gives the same result.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -20,16 +20,58 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from plena_jax.arithmetic import lift, lower
-from plena_jax.machine.sums import K_BLOCK, LIFT, differentiable, exact_matmul
+from plena_jax.bits import magnitude, u32
+from plena_jax.machine.sums import K_BLOCK, LIFT, exact_matmul
 
 #: Random matrices that a shape is tried on.
 _TRIALS = 4
 
 
-@differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
-def accumulate_dot(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Like :func:`~plena_jax.machine.sums.accumulate_exact`, by the backend's product: see :func:`adds_in_order`."""
-    return lower(lift(a, LIFT) + _product(lift(x, LIFT), w), LIFT)
+#: Lifted sums below this may have parts below the smallest float32: lowered after each product they lose them.
+_FINE = np.float32(2.0 ** (LIFT - 125)).view(np.uint32)
+
+
+@jax.custom_jvp
+def add_dot(total: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
+    """``total + x @ w``, where the total is lifted (and its tangent is not), by the backend's product.
+
+    After the last term :func:`lowered` gives the bits of the machine's order, if that is what :func:`adds_in_order`
+    says and products are exact, or NaN or infinity where it does not: ``accumulate`` does then.
+    """
+    term = _product(lift(x, LIFT), w)
+    return jnp.where(magnitude(term) - u32(1) < _FINE, jnp.float32(np.nan), total + term)
+
+
+@add_dot.defjvp
+def _add_dot_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (_, x, w), (moved, x_moved, w_moved) = primals, tangents
+    return add_dot(*primals), moved + _dot(x_moved, w) + _dot(x, w_moved)
+
+
+@jax.custom_jvp
+def add_quickly(total: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
+    """The same in whatever order is fast: now and then the sum is another one."""
+    return total + _dot(lift(x, LIFT), w)
+
+
+@add_quickly.defjvp
+def _add_quickly_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (_, x, w), (moved, x_moved, w_moved) = primals, tangents
+    return add_quickly(*primals), moved + _dot(x_moved, w) + _dot(x, w_moved)
+
+
+@jax.custom_jvp
+def lowered(total: jax.Array) -> jax.Array:
+    """A sum of :func:`add_dot` or :func:`add_quickly`."""
+    return lower(total, LIFT)
+
+
+@lowered.defjvp
+def _lowered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return lowered(*primals), tangents[0]
+
+
+_dot = partial(jnp.dot, precision=lax.Precision.HIGHEST)
 
 
 @custom_vmap
@@ -49,7 +91,7 @@ def _dots(x: jax.Array, w: jax.Array) -> jax.Array:
     for start in range(0, len(w), K_BLOCK):
         # Operands are what they were when this was tried: arrays, not part of other computations.
         left, right = lax.optimization_barrier((x[:, start : start + K_BLOCK], w[start : start + K_BLOCK]))
-        term = jnp.dot(left, right, precision=lax.Precision.HIGHEST)
+        term = _dot(left, right)
         total = term if total is None else total + term
     assert total is not None
     return total
@@ -57,7 +99,7 @@ def _dots(x: jax.Array, w: jax.Array) -> jax.Array:
 
 @lru_cache(maxsize=64)
 def adds_in_order(m: int, k: int, n: int) -> bool:
-    """Whether :func:`accumulate_dot` of [m, k] and [k, n] adds up in the machine's order on CPU."""
+    """Whether :func:`add_dot` of [m, k] and [k, n] adds up in the machine's order on CPU."""
     # In a thread of its own, because the caller may be tracing and this is not part of its computation.
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(_tried, m, k, n).result()
@@ -85,11 +127,11 @@ def _in_a_loop(x: jax.Array, w: jax.Array) -> jax.Array:
 
     def turn(index: Any, total: jax.Array) -> jax.Array:
         tile = lax.dynamic_slice_in_dim(both, index * len(w), len(w), allow_negative_indices=False)
-        return accumulate_dot(total, x, tile)
+        return add_dot(total, x, tile)
 
     # Known only when it runs to be one turn.
     turns = jnp.int32(1) + (x[0, 0] != x[0, 0])
-    return lax.fori_loop(0, turns, turn, jnp.zeros((x.shape[0], w.shape[1]), jnp.float32))
+    return lowered(lax.fori_loop(0, turns, turn, jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)))
 
 
 def _in_order(x: np.ndarray, w: np.ndarray) -> np.ndarray:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -305,4 +306,17 @@ def _is_traced(state: MachineState) -> bool:
 
 def _is_tracing() -> bool:
     """Whether we are inside ``jit``: there even the operations on concrete values are traced."""
-    return isinstance(lax.add(np.int32(0), np.int32(0)), jax.core.Tracer)
+    # Asking an operation takes as long as a short program. What says nothing to us, but that we are where we have been
+    # before, is enough most of the time.
+    where = _trace_state()
+    if where is not None and where == _eager.get("state"):
+        return False
+    tracing = isinstance(lax.add(np.int32(0), np.int32(0)), jax.core.Tracer)
+    if not tracing:
+        _eager["state"] = where
+    return tracing
+
+
+#: What operations are done in, when it was last found out that they are done at once.
+_eager: dict[str, Any] = {}
+_trace_state: Callable[[], Any] = getattr(jax.extend.core, "get_opaque_trace_state", lambda: None)

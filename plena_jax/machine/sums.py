@@ -45,7 +45,7 @@ _WIDELY_UNROLLED = 16
 Plain = Callable[..., jax.Array]
 
 
-def differentiable(plain: Plain) -> Callable[[Plain], Plain]:
+def _differentiable(plain: Plain) -> Callable[[Plain], Plain]:
     """Give an ordered sum the derivative of ``plain``."""
 
     def decorate(exact: Plain) -> Plain:
@@ -68,13 +68,13 @@ def is_finite(a: jax.Array) -> jax.Array:
 # -- products with a matrix -------------------------------------------------------------------------------------------
 
 
-@differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
+@_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """``a + x @ w`` for float32 [m, n], [m, k], [k, n], added along k."""
     return _add(a, matmul(x, w, _lifted_product), matmul(x, w))
 
 
-@differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
+@_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate_lifted(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """Like :func:`accumulate` in a third of the time, if ``w`` has no subnormals and no result is infinite or NaN.
 
@@ -83,7 +83,7 @@ def accumulate_lifted(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     return lower(lift(a, LIFT) + matmul(lift(x, LIFT), w), LIFT)
 
 
-@differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
+@_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate_exact(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """Like :func:`accumulate_lifted` in five sixths of the time, if float32 holds every product exactly."""
     return lower(lift(a, LIFT) + exact_matmul(lift(x, LIFT), w), LIFT)
@@ -206,7 +206,7 @@ def _one_by_one(terms: jax.Array, total: jax.Array | None = None) -> jax.Array:
 # -- sums over lanes --------------------------------------------------------------------------------------------------
 
 
-@differentiable(lambda a, x, rows: a + jnp.dot(rows, x, precision=lax.Precision.HIGHEST))
+@_differentiable(lambda a, x, rows: a + jnp.dot(rows, x, precision=lax.Precision.HIGHEST))
 def accumulate_dots(a: jax.Array, x: jax.Array, rows: jax.Array) -> jax.Array:
     """``a + rows @ x`` for float32 [n], [k] and [n, k]: eight partial sums along k, then halves, then neighbours.
 
@@ -240,7 +240,7 @@ def _sequential(terms: jax.Array) -> jax.Array:
     return lax.fori_loop(1, len(terms), lambda i, total: total + terms[i], terms[0])
 
 
-@differentiable(lambda rows: rows.sum(axis=-1))
+@_differentiable(lambda rows: rows.sum(axis=-1))
 def row_sum(rows: jax.Array) -> jax.Array:
     """float32 [m] sums over the last axis of [m, n]."""
     lifted = _row_sum(lift(rows, LIFT))
@@ -272,7 +272,7 @@ def _row_sum(rows: jax.Array) -> jax.Array:
     return total
 
 
-@differentiable(lambda rows: rows.max(axis=-1))
+@_differentiable(lambda rows: rows.max(axis=-1))
 def row_max(rows: jax.Array) -> jax.Array:
     """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the reference's one."""
     order, rank, bits = _max_order(rows.shape[1]), jnp.asarray(_max_rank(rows.shape[1]))[None], to_bits(rows)

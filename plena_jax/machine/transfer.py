@@ -164,6 +164,7 @@ class Transfers:
 # -- the values face --------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=32)
 def cell_bits(config: MachineConfig) -> int:
     """Bits of HBM that one cell of the values face stands for: 8, or less if elements begin inside bytes."""
     transfers = Transfers.of(config)

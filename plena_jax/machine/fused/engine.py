@@ -79,6 +79,13 @@ class Fused:
         return held[1]
 
     @cached_property
+    def end(self) -> tuple[Any, Any]:
+        """Drained accumulators and unknown entries of INT SRAM, on the device."""
+        with jax.ensure_compile_time_eval():
+            fresh, unknown = jax.device_put((np.uint32(self.trace.fresh), self.trace.unknown))
+        return fresh, unknown
+
+    @cached_property
     def _ends(self) -> dict[str, tuple[list[Any], dict[str, Any]]]:
         return {}
 
@@ -318,7 +325,8 @@ def compile_fused(trace: Trace, state: MachineState, strict: bool) -> None:
     plan = plan_for(fused, state.hbm, strict)
     nothing = lambda table: table._replace(length=np.int32(0), bounds=np.zeros_like(table.bounds))
     tables = [nothing(table) for table in fused.tables(plan)]
-    end = _End(np.uint32(trace.fresh), state.int_sram, trace.unknown)
+    fresh, unknown = fused.end
+    end = _End(fresh, state.int_sram, unknown)
     for run in (_run_copies, _run_donating):
         floats, kept = _floats(jax.tree.map(jnp.copy, state), plan)
         jax.block_until_ready(run(plan, floats, kept, state.int_sram, tables, _borrowed(tables, plan.config), end))
@@ -363,7 +371,8 @@ def run_fused(trace: Trace, state: MachineState, donate: bool = False, strict: b
     plan = plan_for(fused, state.hbm, strict)
     tables, integers = fused.tables(plan), fused.integers(state)
     floats, kept = _floats(state, plan)
-    end = _End(np.uint32(trace.fresh), integers["int_sram"], trace.unknown)
+    fresh, unknown = fused.end
+    end = _End(fresh, integers["int_sram"], unknown)
     run = _run_donating if donate else _run_copies
     results, scratch = run(plan, floats, kept, state.int_sram, tables, _borrowed(tables, plan.config), end)
     with _lock:

@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from plena_jax.arithmetic import lift, lower
 from plena_jax.config import Formats
 from plena_jax.machine.batching import any_lane
 from plena_jax.machine.datapath import put_stored
-from plena_jax.machine.dots import accumulate_dot, adds_in_order
+from plena_jax.machine.dots import add_dot, add_quickly, adds_in_order, lowered
 from plena_jax.machine.fused.families import (
     COLUMNS,
     KINDS,
@@ -33,15 +33,21 @@ from plena_jax.machine.fused.families import (
     written_rows,
 )
 from plena_jax.machine.fused.moves import loaded, stored
-from plena_jax.machine.fused.tables import Plan, Tables
+from plena_jax.machine.fused.tables import Move, Plan, Tables
+from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, is_subnormal
 from plena_jax.machine.semantics.matrix import fast_sums
 from plena_jax.machine.semantics.memory import h_store_v
-from plena_jax.machine.sums import LIFT, accumulate, accumulate_exact, is_finite
+from plena_jax.machine.sums import accumulate, accumulate_exact, is_finite
+from plena_jax.machine.transfer import significand, vram_format
 from plena_jax.machine.view import View
 
 Rows = tuple[jax.Array, jax.Array]
 PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
+#: What a tile may have that fast products exclude: subnormal numbers, or so long significands that a product with a
+#: row's element is not exact. Of the latter only values of HBM are suspect, where formats do not tell. Kept as bool [2,
+#: VLEN], for each lane: reducing whole rows at every step would take as long as loading them.
+SUBNORMAL, LONG = 0, 1
 
 
 def run_values(
@@ -49,10 +55,10 @@ def run_values(
 ) -> tuple[Memories, jax.Array]:
     """The memories after a schedule, and all values; ``values`` [slots, VLEN] may hold anything."""
     values = loaded(plan, memories, tables, values)
-    # A value for each lane: reducing whole rows at every step would take as long as loading them.
-    care = jnp.broadcast_to(memories.careful, (plan.config.vlen,))
-    values, hbm, care = WideSteps(plan, precision, tables).run(values, memories.hbm, care)
-    return stored(plan, memories, tables, values)._replace(hbm=hbm, careful=jnp.any(care)), values
+    steps = WideSteps(plan, precision, tables)
+    found = jnp.stack([memories.careful, steps.long_at_start(memories)])
+    values, hbm, care = steps.run(values, memories.hbm, jnp.broadcast_to(found[:, None], (2, plan.config.vlen)))
+    return stored(plan, memories, tables, values)._replace(hbm=hbm, careful=jnp.any(care[SUBNORMAL])), values
 
 
 class WideSteps:
@@ -64,8 +70,22 @@ class WideSteps:
         #: Branches of the switch come first, stores last.
         self.first_store = len(self.branches)
 
+    def long_at_start(self, memories: Memories) -> jax.Array:
+        """bool []: whether the tiles that are there have long significands, and some of them are read."""
+        if not (self.plan.has_matrix and memories.hbm.dtype == jnp.float32):
+            return jnp.bool_(False)
+        layout, bounds = Layout(self.config), self.tables.bounds
+        tiles = memories.cells[layout.mram - self.plan.first_cell : layout.fp_sram - self.plan.first_cell]
+        look = lambda: jnp.any(self.is_long(tiles))
+        return lax.cond(bounds[Move.SCALAR] > bounds[Move.CELLS_BLOCK], look, lambda: jnp.bool_(False))
+
+    def is_long(self, tile: jax.Array) -> jax.Array:
+        """bool: elements whose product with an element of vector SRAM may not be exact."""
+        free = np.uint32((1 << significand(vram_format(self.config))) - 1)
+        return (lax.bitcast_convert_type(tile, jnp.uint32) & free) != 0
+
     def run(self, values: jax.Array, hbm: jax.Array, careful: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Values, HBM, and for each lane whether some tile needs care, at the end."""
+        """Values, HBM, and for each lane what some tile has, at the end."""
         if not self.plan.stores:
             _, values, careful = self._until(lambda i: i < self.tables.length, jnp.int32(0), values, hbm, careful)
             return values, hbm, careful
@@ -104,7 +124,7 @@ class WideSteps:
                 return index + 1, values, careful | found
             is_product = self.is_product(step)
             again = lambda values: put_rows(values, step[1], self.careful_product(values, step))
-            redo = (is_product & jnp.any(found | careful), values)
+            redo = (is_product & jnp.any((found | careful)[SUBNORMAL]), values)
             _, values = lax.while_loop(lambda c: c[0], lambda c: (jnp.bool_(False), again(c[1])), redo)
             return index + 1, values, careful | (found & ~is_product)
 
@@ -119,10 +139,10 @@ class WideSteps:
     def branch(
         self, family: Family, size: int, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array
     ) -> Rows:
-        """Results of a step; and for each lane whether tiles need care, or a product was too fast."""
-        machine, found = self.machine(hbm, jnp.any(careful)), jnp.zeros(self.config.vlen, bool)
+        """Results of a step; and for each lane what tiles have, SUBNORMAL too if a product was too fast."""
+        machine, found = self.machine(hbm, jnp.any(careful[SUBNORMAL])), jnp.zeros((2, self.config.vlen), bool)
         if family in PRODUCTS:
-            new, found = self.product(machine, family, size, values, step)
+            new, found = self.product(machine, jnp.any(careful[LONG]), family, size, values, step)
         elif family is Family.ASSEMBLE:
             new = self.assemble(machine, size, values, step)
         else:
@@ -133,12 +153,13 @@ class WideSteps:
             if family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
                 # Not loaded a second time for this.
                 new = lax.optimization_barrier(new)
-                found = is_subnormal(new)
-                if size > 1:
-                    # Behind the step's own blocks may be anything.
-                    found = found & (jnp.arange(len(new)) < step[4])[:, None]
-                found = jnp.any(found, axis=0)
+                own = jnp.arange(len(new)) < step[4] if size > 1 else jnp.ones(len(new), bool)
+                found = self.seen(new, own[:, None])
         return self.padded(new), found
+
+    def seen(self, tile: jax.Array, own: jax.Array) -> jax.Array:
+        """bool [2, VLEN]: what rows of a tile have; not those behind the step's own."""
+        return jnp.stack([jnp.any(is_subnormal(tile) & own, axis=0), jnp.any(self.is_long(tile) & own, axis=0)])
 
     def entries(self, family: Family, size: int, step: jax.Array) -> jax.Array:
         """int32 [size, COLUMNS]."""
@@ -166,30 +187,45 @@ class WideSteps:
         """bool []."""
         return functools.reduce(jnp.logical_or, [step[0] == number for number, _, _ in self.sizes])
 
-    def product(self, machine: Machine, family: Family, size: int, values: jax.Array, step: jax.Array) -> Rows:
+    def product(
+        self, machine: Machine, long: jax.Array, family: Family, size: int, values: jax.Array, step: jax.Array
+    ) -> Rows:
         """Rows times tiles, one tile after the other; and whether that has to be done again with care."""
         mlen = self.config.mlen
-        add = self.sums(machine.view(values, values), size)
 
-        def turn(term: Any, total: jax.Array) -> jax.Array:
+        def turn(add: Callable[..., jax.Array], term: Any, total: jax.Array) -> jax.Array:
             at = self.listed(step[2] + term * (1 + size), 1 + size)
             tile = lax.dynamic_slice(values, (at[0] >> 1, jnp.int32(0)), (mlen, mlen), allow_negative_indices=False)
             if family is Family.PRODUCT_TRANSPOSED:
                 tile = jnp.where(at[0] & 1 == 1, tile.T, tile)
-            return (add or _add_lifted)(total, gather(values, at[1:]), tile)
+            return add(total, gather(values, at[1:]), tile)
 
-        total = lax.fori_loop(0, step[3], turn, jnp.zeros((size, mlen), jnp.float32))
-        bad = jnp.any(~is_finite(total), axis=0)
-        return self.rounded(machine, total if add else _lowered(total), step), bad
+        def terms(add: Callable[..., jax.Array]) -> jax.Array:
+            total = lax.fori_loop(0, step[3], partial(turn, add), jnp.zeros((size, mlen), jnp.float32))
+            return lowered(total) if add in (add_dot, add_quickly) else total
 
-    def sums(self, view: View, size: int) -> Callable[..., jax.Array] | None:
-        """How products of so many rows are added up; None for as the backend likes."""
-        ordered = fast_sums(view)
-        quick = ordered is accumulate_exact and adds_in_order(size, self.config.mlen, self.config.mlen)
-        if self.plan.strict:
-            return accumulate_dot if quick else ordered
-        # Elsewhere the backend's product is fast, and in another order.
-        return accumulate_dot if quick and jax.default_backend() == "cpu" else None
+        usual, otherwise = self.sums(machine.view(values, values), size)
+        if otherwise is None:
+            total = terms(usual)
+        else:
+            total = lax.cond(any_lane(long), lambda: terms(otherwise), lambda: terms(usual))
+        bad = jnp.stack([jnp.any(~is_finite(total), axis=0), jnp.zeros(mlen, bool)])
+        return self.rounded(machine, total, step), bad
+
+    def sums(self, view: View, size: int) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array] | None]:
+        """How products of so many rows are added up; and how if tiles have long significands, where that may be."""
+        ordered, mlen = fast_sums(view), self.config.mlen
+        quick = (ordered is accumulate_exact or self.may_be_short(view)) and adds_in_order(size, mlen, mlen)
+        if not quick:
+            return ordered if self.plan.strict else add_quickly, None
+        if not self.plan.strict and jax.default_backend() != "cpu":
+            # The backend's product is fast, and in another order.
+            return add_quickly, None
+        return add_dot, None if ordered is accumulate_exact else ordered
+
+    def may_be_short(self, view: View) -> bool:
+        """Whether values of HBM may have significands that make products exact: they are looked at."""
+        return view.has_values and view.precision is None and significand(vram_format(self.config)) <= 16
 
     def careful_product(self, values: jax.Array, step: jax.Array) -> jax.Array:
         """The same for a branch of any size, where operands are subnormal or results very large."""
@@ -249,31 +285,6 @@ class WideSteps:
     def stores(self, step: jax.Array) -> jax.Array:
         """int32 [WIDE, COLUMNS]: entries of a step of stores."""
         return self.listed(step[2], WIDE * COLUMNS).reshape(WIDE, COLUMNS)
-
-
-_dot = partial(jnp.dot, precision=lax.Precision.HIGHEST)
-
-
-@jax.custom_jvp
-def _add_lifted(total: jax.Array, x: jax.Array, tile: jax.Array) -> jax.Array:
-    """``total + x @ tile``, where the total is lifted, and its tangent is not."""
-    return total + _dot(lift(x, LIFT), tile)
-
-
-@_add_lifted.defjvp
-def _add_lifted_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (_, x, tile), (moved, x_moved, tile_moved) = primals, tangents
-    return _add_lifted(*primals), moved + _dot(x_moved, tile) + _dot(x, tile_moved)
-
-
-@jax.custom_jvp
-def _lowered(total: jax.Array) -> jax.Array:
-    return lower(total, LIFT)
-
-
-@_lowered.defjvp
-def _lowered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    return _lowered(*primals), tangents[0]
 
 
 def gather(values: jax.Array, slots: jax.Array) -> jax.Array:

@@ -79,8 +79,9 @@ def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) ->
     cells = each_move(tables, Move.TO_V_ACCUM, lambda c, m: part(c, m, first, m[2], config.blen), cells)
 
     def entry(int_sram: jax.Array, move: jax.Array) -> jax.Array:
-        bits = lax.bitcast_convert_type(values, jnp.uint32)
-        word = lax.dynamic_slice(bits, (move[0], jnp.int32(0)), (1, 1), allow_negative_indices=False)[0]
+        # Slices first: XLA would convert all values, before the loop.
+        held = lax.dynamic_slice(values, (move[0], jnp.int32(0)), (1, 1), allow_negative_indices=False)[0]
+        word = lax.bitcast_convert_type(held, jnp.uint32)
         return lax.dynamic_update_slice(int_sram, word, (move[1],), allow_negative_indices=False)
 
     int_sram = each_move(tables, Move.TO_INT_SRAM, entry, memories.int_sram)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from plena_jax.bits import Array
 from plena_jax.config import MachineConfig
+from plena_jax.hashing import hashed_once
 from plena_jax.machine.fused.families import Family
 from plena_jax.machine.layout import Layout
 
@@ -31,6 +33,7 @@ MATRIX = frozenset(Family) - frozenset(_VECTOR)
 Bucket = tuple[int, int]
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Plan:
     """What the loop is compiled for.
@@ -50,18 +53,18 @@ class Plan:
     inside: bool = False
     whole: bool = False
 
-    @property
+    @cached_property
     def stores(self) -> bool:
         """Whether HBM is written."""
         return any(family == Family.STORE for family, _ in self.buckets)
 
-    @property
+    @cached_property
     def unchanged(self) -> tuple[str, ...]:
         """Fields of the state that a run leaves as they are."""
         kept = ("bmm_scale", *(() if self.stores else ("hbm",)))
         return kept if self.has_matrix else (*kept, "mram", "m_accum", "v_accum", "hv_accum", "hm_accum")
 
-    @property
+    @cached_property
     def has_matrix(self) -> bool:
         """Whether the matrix unit and its memory take part."""
         return any(family in MATRIX for family, _ in self.buckets)
