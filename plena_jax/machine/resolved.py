@@ -27,7 +27,7 @@ from plena_jax.machine.faults import Fault
 from plena_jax.machine.memories import pack_memories, unpack_memories
 from plena_jax.machine.record import WIDTH
 from plena_jax.machine.segments import Gradient, cut
-from plena_jax.machine.state import INTEGER_FIELDS, LoopStack, MachineState
+from plena_jax.machine.state import INTEGER_FIELDS, LoopStack, MachineState, integer_leaves
 from plena_jax.program import Program
 
 #: Longest trace that is made: 64 bytes a record.
@@ -107,7 +107,7 @@ def resolve(
     Raises:
         Unresolvable: V_TOPK decides where the program goes, or the trace is longer than ``MAX_RECORDS``.
     """
-    leaves = [leaf for name in INTEGER_FIELDS for leaf in jax.tree.leaves(getattr(state, name))]
+    leaves = integer_leaves(state)
     asked = (program, config, max_instructions, *leaves)
     with _lock:
         # Most often the same objects are asked for as the last time.

@@ -28,10 +28,10 @@ from plena_jax.machine.resolved import Trace, Unresolvable, resolve, run_trace
 from plena_jax.machine.segments import Gradient
 from plena_jax.machine.state import (
     FLOAT_FIELDS,
-    INTEGER_FIELDS,
     MachineState,
     allocate,
     grow,
+    integer_leaves,
 )
 from plena_jax.program import Program
 
@@ -81,17 +81,16 @@ def engine_for(
     check_pc(program, state)
     if engine == "architectural":
         return EngineChoice("architectural", "asked for")
-    integers = jax.tree.leaves([getattr(state, name) for name in INTEGER_FIELDS])
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in integers):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in integer_leaves(state)):
         why = "registers and loops of the state are traced, so that addresses are not known"
     else:
         try:
             trace = resolve(program, config, state, max_instructions, progress)
-            concrete = not (_is_tracing() or _is_traced(state))
             static = "no address, register or loop depends on data"
             if engine == "fused":
                 return EngineChoice("fused", f"asked for, and {static}", trace)
-            if engine == "auto" and len(trace) >= FUSED_RECORDS and concrete and pays(trace):
+            concrete = lambda: not (_is_tracing() or _is_traced(state))
+            if engine == "auto" and len(trace) >= FUSED_RECORDS and concrete() and pays(trace):
                 return EngineChoice("fused", f"{static}, and there are {len(trace)} datapath instructions", trace)
             return EngineChoice("resolved", static, trace)
         except Unresolvable as error:

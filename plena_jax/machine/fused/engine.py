@@ -30,7 +30,7 @@ from plena_jax.machine.memories import Memories, needs_care, pack_memories, unpa
 from plena_jax.machine.record import Record
 from plena_jax.machine.resolved import Trace, integers_after
 from plena_jax.machine.semantics import Accumulator, Stage, branches
-from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, allocated_hbm
+from plena_jax.machine.state import FLOAT_FIELDS, MachineState, allocated_hbm, integer_leaves
 from plena_jax.sharding import memory_of
 
 #: Records that are scheduled together: more take more memory, a row of VLEN for each.
@@ -69,7 +69,7 @@ class Fused:
 
     def integers(self, state: MachineState) -> dict[str, Any]:
         """The integer fields after a run from ``state``; those of the state seen last are kept."""
-        leaves = [leaf for name in INTEGER_FIELDS for leaf in jax.tree.leaves(getattr(state, name))]
+        leaves = integer_leaves(state)
         held = self._ends.get("last")
         if held is None or any(a is not b for a, b in zip(held[0], leaves, strict=True)):
             held = leaves, jax.device_put(integers_after(self.trace, integers_of(state)))

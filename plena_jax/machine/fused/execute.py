@@ -37,7 +37,7 @@ from plena_jax.machine.fused.tables import Move, Plan, Tables
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, is_subnormal
 from plena_jax.machine.semantics.matrix import fast_sums
-from plena_jax.machine.semantics.memory import h_store_v
+from plena_jax.machine.semantics.memory import h_store_v, tile_rows
 from plena_jax.machine.sums import accumulate, accumulate_exact, is_finite
 from plena_jax.machine.transfer import significand, vram_format
 from plena_jax.machine.view import View
@@ -145,21 +145,30 @@ class WideSteps:
             new, found = self.product(machine, jnp.any(careful[LONG]), family, size, values, step)
         elif family is Family.ASSEMBLE:
             new = self.assemble(machine, size, values, step)
+        elif family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
+            new, found = self.tiles(machine, family, size, step)
         else:
             entries = self.entries(family, size, step)
             # Apart from the arithmetic, which would not be vectorised with it.
             rows = lax.optimization_barrier(gather(values, self.operands(family, entries)))
             new = jax.vmap(partial(KINDS[family].compute, machine))(entries, rows).reshape(-1, self.config.vlen)
-            if family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
-                # Not loaded a second time for this.
-                new = lax.optimization_barrier(new)
-                own = jnp.arange(len(new)) < step[4] if size > 1 else jnp.ones(len(new), bool)
-                found = self.seen(new, own[:, None])
         return self.padded(new), found
 
-    def seen(self, tile: jax.Array, own: jax.Array) -> jax.Array:
-        """bool [2, VLEN]: what rows of a tile have; not those behind the step's own."""
-        return jnp.stack([jnp.any(is_subnormal(tile) & own, axis=0), jnp.any(self.is_long(tile) & own, axis=0)])
+    def tiles(self, machine: Machine, family: Family, size: int, step: jax.Array) -> Rows:
+        """Rows of tiles from HBM, and what is in them."""
+        none = jnp.zeros((1, self.config.vlen), jnp.float32)
+        view, argument = machine.view(none, none), int(family is Family.PREFETCH_M_KV)
+
+        def look(rows: jax.Array) -> jax.Array:
+            # Not loaded a second time for this.
+            rows = lax.optimization_barrier(rows)
+            return jnp.stack([jnp.any(which(rows), axis=0) for which in (is_subnormal, self.is_long)])
+
+        one = lambda entry: tile_rows(view, transfer_step(entry, argument), look)
+        new, found = jax.vmap(one)(self.entries(family, size, step))
+        # Behind the step's own operations may be anything.
+        own = (jnp.arange(size) < step[3])[:, None, None]
+        return new.reshape(-1, self.config.vlen), jnp.any(found & own, axis=0)
 
     def entries(self, family: Family, size: int, step: jax.Array) -> jax.Array:
         """int32 [size, COLUMNS]."""
