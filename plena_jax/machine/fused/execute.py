@@ -7,7 +7,6 @@ them again. Nothing else is written until the end, but HBM.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -45,8 +44,7 @@ from plena_jax.machine.view import View
 Rows = tuple[jax.Array, jax.Array]
 PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
 #: What a tile may have that fast products exclude: subnormal numbers, or so long significands that a product with a
-#: row's element is not exact. Of the latter only values of HBM are suspect, where formats do not tell. Kept as bool [2,
-#: VLEN], for each lane: reducing whole rows at every step would take as long as loading them.
+#: row's element is not exact. Only values of HBM are suspect of the latter. Places in bool [2].
 SUBNORMAL, LONG = 0, 1
 
 
@@ -57,8 +55,8 @@ def run_values(
     values = loaded(plan, memories, tables, values)
     steps = WideSteps(plan, precision, tables)
     found = jnp.stack([memories.careful, steps.long_at_start(memories)])
-    values, hbm, care = steps.run(values, memories.hbm, jnp.broadcast_to(found[:, None], (2, plan.config.vlen)))
-    return stored(plan, memories, tables, values)._replace(hbm=hbm, careful=jnp.any(care[SUBNORMAL])), values
+    values, hbm, care = steps.run(values, memories.hbm, found)
+    return stored(plan, memories, tables, values)._replace(hbm=hbm, careful=care[SUBNORMAL]), values
 
 
 class WideSteps:
@@ -67,8 +65,10 @@ class WideSteps:
     def __init__(self, plan: Plan, precision: Formats | None, tables: Tables) -> None:
         self.plan, self.config, self.precision, self.tables = plan, plan.config, precision, tables
         self.branches = [(i, Family(f), size) for i, (f, size) in enumerate(plan.buckets) if f != Family.STORE]
-        #: Branches of the switch come first, stores last.
+        #: Branches of the switch come first, then products, stores last.
         self.first_store = len(self.branches)
+        self.products = [branch for branch in self.branches if branch[1] in PRODUCTS]
+        self.first_product = self.first_store - len(self.products)
 
     def long_at_start(self, memories: Memories) -> jax.Array:
         """bool []: whether the tiles that are there have long significands, and some of them are read."""
@@ -85,7 +85,7 @@ class WideSteps:
         return (lax.bitcast_convert_type(tile, jnp.uint32) & free) != 0
 
     def run(self, values: jax.Array, hbm: jax.Array, careful: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Values, HBM, and for each lane what some tile has, at the end."""
+        """Values, HBM, and what some tile has, at the end."""
         if not self.plan.stores:
             _, values, careful = self._until(lambda i: i < self.tables.length, jnp.int32(0), values, hbm, careful)
             return values, hbm, careful
@@ -117,16 +117,12 @@ class WideSteps:
         def turn(carry: Any) -> Any:
             index, values, careful = carry
             step = self.step(index)
-            runs = [partial(self.branch, family, size) for _, family, size in self.branches]
-            new, found = lax.switch(step[0], runs, values, hbm, careful, step)
-            values, found = put_rows(values, step[1], new), any_lane(found)
-            if not self.sizes:
-                return index + 1, values, careful | found
-            is_product = self.is_product(step)
-            again = lambda values: put_rows(values, step[1], self.careful_product(values, step))
-            redo = (is_product & jnp.any((found | careful)[SUBNORMAL]), values)
-            _, values = lax.while_loop(lambda c: c[0], lambda c: (jnp.bool_(False), again(c[1])), redo)
-            return index + 1, values, careful | (found & ~is_product)
+            runs: list[Any] = [partial(self.branch, family, size) for _, family, size in self.branches]
+            if self.products:
+                runs[self.first_product :] = [self.product]
+            place = jnp.minimum(step[0], len(runs) - 1)
+            new, found = lax.switch(place, runs, values, hbm, careful, step)
+            return index + 1, put_rows(values, step[1], new), careful | any_lane(found)
 
         return lax.while_loop(lambda c: goes_on(c[0]), turn, (index, values, careful))
 
@@ -139,11 +135,9 @@ class WideSteps:
     def branch(
         self, family: Family, size: int, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array
     ) -> Rows:
-        """Results of a step; and for each lane what tiles have, SUBNORMAL too if a product was too fast."""
-        machine, found = self.machine(hbm, jnp.any(careful[SUBNORMAL])), jnp.zeros((2, self.config.vlen), bool)
-        if family in PRODUCTS:
-            new, found = self.product(machine, jnp.any(careful[LONG]), family, size, values, step)
-        elif family is Family.ASSEMBLE:
+        """Results of a step that is no product, and what tiles that it loads have."""
+        machine, found = self.machine(hbm, careful[SUBNORMAL]), jnp.zeros(2, bool)
+        if family is Family.ASSEMBLE:
             new = self.assemble(machine, size, values, step)
         elif family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
             new, found = self.tiles(machine, family, size, step)
@@ -162,12 +156,12 @@ class WideSteps:
         def look(rows: jax.Array) -> jax.Array:
             # Not loaded a second time for this.
             rows = lax.optimization_barrier(rows)
-            return jnp.stack([jnp.any(which(rows), axis=0) for which in (is_subnormal, self.is_long)])
+            return jnp.stack([jnp.any(which(rows)) for which in (is_subnormal, self.is_long)])
 
         one = lambda entry: tile_rows(view, transfer_step(entry, argument), look)
         new, found = jax.vmap(one)(self.entries(family, size, step))
         # Behind the step's own operations may be anything.
-        own = (jnp.arange(size) < step[3])[:, None, None]
+        own = (jnp.arange(size) < step[3])[:, None]
         return new.reshape(-1, self.config.vlen), jnp.any(found & own, axis=0)
 
     def entries(self, family: Family, size: int, step: jax.Array) -> jax.Array:
@@ -187,19 +181,21 @@ class WideSteps:
 
     # -- products -----------------------------------------------------------------------------------------------------
 
-    @property
-    def sizes(self) -> list[tuple[int, Family, int]]:
-        """Number, family and rows of the branches that multiply."""
-        return [branch for branch in self.branches if branch[1] in PRODUCTS]
+    def product(self, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array) -> Rows:
+        """Rows times tiles, in fast arithmetic, and again only if that will not do."""
+        machine = self.machine(hbm, careful[SUBNORMAL])
+        runs = [partial(self.quick_product, machine, family, size) for _, family, size in self.products]
+        new, good = lax.switch(step[0] - self.first_product, runs, values, careful[LONG], step)
+        again = any_lane(careful[SUBNORMAL] | ~good)
+        new = lax.cond(
+            again, lambda new, values: self.careful_product(values, step), lambda new, values: new, new, values
+        )
+        return new, jnp.zeros(2, bool)
 
-    def is_product(self, step: jax.Array) -> jax.Array:
-        """bool []."""
-        return functools.reduce(jnp.logical_or, [step[0] == number for number, _, _ in self.sizes])
-
-    def product(
-        self, machine: Machine, long: jax.Array, family: Family, size: int, values: jax.Array, step: jax.Array
+    def quick_product(
+        self, machine: Machine, family: Family, size: int, values: jax.Array, long: jax.Array, step: jax.Array
     ) -> Rows:
-        """Rows times tiles, one tile after the other; and whether that has to be done again with care."""
+        """Rows times tiles, one tile after the other; and whether the results are right if no tile has subnormals."""
         mlen = self.config.mlen
 
         def turn(add: Callable[..., jax.Array], term: Any, total: jax.Array) -> jax.Array:
@@ -218,8 +214,7 @@ class WideSteps:
             total = terms(usual)
         else:
             total = lax.cond(any_lane(long), lambda: terms(otherwise), lambda: terms(usual))
-        bad = jnp.stack([jnp.any(~is_finite(total), axis=0), jnp.zeros(mlen, bool)])
-        return self.rounded(machine, total, step), bad
+        return self.padded(self.rounded(machine, total, step)), jnp.all(is_finite(total))
 
     def sums(self, view: View, size: int) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array] | None]:
         """How products of so many rows are added up; and how if tiles have long significands, where that may be."""
@@ -239,7 +234,7 @@ class WideSteps:
     def careful_product(self, values: jax.Array, step: jax.Array) -> jax.Array:
         """The same for a branch of any size, where operands are subnormal or results very large."""
         mlen = self.config.mlen
-        size = functools.reduce(jnp.add, [jnp.where(step[0] == number, size, 0) for number, _, size in self.sizes])
+        size = jnp.asarray([size for _, _, size in self.products], jnp.int32)[step[0] - self.first_product]
 
         def turn(term: Any, total: jax.Array) -> jax.Array:
             at = self.listed(step[2] + term * (1 + size), 1 + WIDE)

@@ -77,10 +77,7 @@ class Family(enum.IntEnum):
     MAP = enum.auto()
     #: A row of vector SRAM put together of blocks of BLEN lanes: what M_MM_WO and M_MV_WO write.
     ASSEMBLE = enum.auto()
-    #: Rows times tiles: M_MM and M_MV from one write-out to the next; with M_TMM among them.
-    PRODUCT = enum.auto()
-    PRODUCT_TRANSPOSED = enum.auto()
-    #: The same one by one, where a chain of them is not a product.
+    #: M_MM and the like one by one, where a chain of them is not a product.
     MM = enum.auto()
     TMM = enum.auto()
     MV = enum.auto()
@@ -93,6 +90,9 @@ class Family(enum.IntEnum):
     PREFETCH_V = enum.auto()
     PREFETCH_V_KV = enum.auto()
     TOPK = enum.auto()
+    #: Rows times tiles: M_MM and M_MV from one write-out to the next; with M_TMM among them.
+    PRODUCT = enum.auto()
+    PRODUCT_TRANSPOSED = enum.auto()
     #: The only one that writes no value.
     STORE = enum.auto()
 
