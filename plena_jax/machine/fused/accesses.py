@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from plena_jax.isa import TOPK_POLICIES
-from plena_jax.machine.fused.families import COLUMNS, Entry, Family, topk_rows
+from plena_jax.machine.fused.families import COLUMNS, OF_SCALARS, Entry, Family, topk_rows
 from plena_jax.machine.fused.resources import Ints, Resources
 from plena_jax.machine.record import Flag, Record
 from plena_jax.machine.semantics import Stage, branches
@@ -125,6 +125,11 @@ class Accesses:
 # -- lane by lane -----------------------------------------------------------------------------------------------------
 
 
+_OF_TWO = frozenset(
+    kind for family in (Family.ADD, Family.MULTIPLY, Family.SELECT) for kind in (family, OF_SCALARS[family])
+)
+
+
 def _operand(a: Accesses, index: Ints, name: str) -> Ints:
     in_vram = (a.column(Record.FLAGS, index) & int(Flag[f"{name}_VRAM"])) != 0
     row, lane = a.column(Record[name], index), a.column(Record[f"{name}_LANE"], index)
@@ -132,17 +137,24 @@ def _operand(a: Accesses, index: Ints, name: str) -> Ints:
 
 
 def _lanewise(family: Family, a: Accesses, index: Ints) -> None:
+    if family not in OF_SCALARS:
+        return _of_one_kind(family, a, index)
     in_vram = (a.column(Record.FLAGS, index) & int(Flag.RD_VRAM)) != 0
+    for kind, which in ((family, in_vram), (OF_SCALARS[family], ~in_vram)):
+        if which.any():
+            _of_one_kind(kind, a, index[which])
+
+
+def _of_one_kind(family: Family, a: Accesses, index: Ints) -> None:
     entry = a.add(
         family,
         index,
         mask=a.column(Record.MASK, index),
         argument=a.column(Record.ARGUMENT, index),
         x=a.column(Record.RS2, index) if family is Family.SHIFT else 0,
-        y=in_vram,
     )
     a.read(entry, index, _operand(a, index, "RS1"), Entry.A)
-    if family in (Family.ADD, Family.MULTIPLY, Family.SELECT):
+    if family in _OF_TWO:
         a.read(entry, index, _operand(a, index, "RS2"), Entry.B)
     dest = _operand(a, index, "RD")
     if family in (Family.SUM, Family.SUM_MASKED, Family.MAX, Family.MAX_MASKED):

@@ -18,7 +18,7 @@ from plena_jax.config import Formats
 from plena_jax.machine.adjoint import Floats
 from plena_jax.machine.datapath import spread
 from plena_jax.machine.fused.execute import PRODUCTS, WideSteps, gather
-from plena_jax.machine.fused.families import KINDS, WIDE, Entry, Family, transfer_step, unit
+from plena_jax.machine.fused.families import KINDS, OF_SCALARS, WIDE, Entry, Family, transfer_step, unit
 from plena_jax.machine.fused.moves import each_move
 from plena_jax.machine.fused.tables import Move, Plan, Tables
 from plena_jax.machine.journal import store_window, stored_window
@@ -36,6 +36,7 @@ _TRANSFERS = {
 _SIMPLE = frozenset(
     {
         *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT, Family.MOVE),
+        *OF_SCALARS.values(),
         *(Family.SHIFT, Family.SUM, Family.SUM_MASKED, Family.MAX, Family.MAX_MASKED, Family.WRITE_OUT),
     }
 )

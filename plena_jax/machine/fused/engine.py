@@ -22,7 +22,7 @@ from plena_jax.errors import EngineError
 from plena_jax.machine.ahead import integers_of
 from plena_jax.machine.fused.differentiate import Pieces, run_pieces
 from plena_jax.machine.fused.execute import run_values
-from plena_jax.machine.fused.families import Family, sizes
+from plena_jax.machine.fused.families import OF_SCALARS, Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
 from plena_jax.machine.fused.tables import MATRIX, Bucket, Move, Plan, Tables
 from plena_jax.machine.layout import Layout
@@ -222,7 +222,7 @@ def plan_for(fused: Fused, hbm: Array, strict: bool, clipped: bool = False) -> P
 _COMMON_VECTOR = frozenset(
     {
         *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT, Family.MOVE),
-        *(Family.SUM, Family.MAX, Family.MAP, Family.PREFETCH_V),
+        *(Family.SUM, Family.MAX, Family.MAP, Family.PREFETCH_V, *OF_SCALARS.values()),
     }
 )
 _COMMON = _COMMON_VECTOR | {Family.ASSEMBLE, Family.PRODUCT, Family.PREFETCH_M}

@@ -144,8 +144,9 @@ class WideSteps:
         else:
             entries = self.entries(family, size, step)
             # Apart from the arithmetic, which would not be vectorised with it.
-            rows = lax.optimization_barrier(gather(values, self.operands(family, entries)))
-            new = jax.vmap(partial(KINDS[family].compute, machine))(entries, rows).reshape(-1, self.config.vlen)
+            kind = KINDS[family]
+            rows = lax.optimization_barrier(gather(values, self.operands(family, entries), kind.lanes))
+            new = jax.vmap(partial(kind.compute, machine))(entries, rows).reshape(-1, self.config.vlen)
         return self.padded(new), found
 
     def tiles(self, machine: Machine, family: Family, size: int, step: jax.Array) -> Rows:
@@ -291,8 +292,10 @@ class WideSteps:
         return self.listed(step[2], WIDE * COLUMNS).reshape(WIDE, COLUMNS)
 
 
-def gather(values: jax.Array, slots: jax.Array) -> jax.Array:
-    """float32 [..., lanes]: rows at slots; what lies behind a step's own entries may be anything."""
+def gather(values: jax.Array, slots: jax.Array, lanes: int | None = None) -> jax.Array:
+    """float32 [..., lanes]: rows at slots, or their first lane; what lies behind a step's own entries is anything."""
+    if lanes == 1:
+        return values.at[slots, 0].get(mode="clip", wrap_negative_indices=False)[..., None]
     return values.at[slots].get(mode="clip", wrap_negative_indices=False)
 
 

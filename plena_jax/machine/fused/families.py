@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -42,7 +42,7 @@ class Entry(enum.IntEnum):
     FRESH = 5
     #: A lane, an amount, the high word of an address, or a part.
     X = 6
-    #: Whether the result is a row of vector SRAM; or the row in a tile.
+    #: A slot, a part, a high word, or the row in a tile.
     Y = 7
     #: Where a list of operands begins in the pool.
     POOL = 8
@@ -67,6 +67,12 @@ class Family(enum.IntEnum):
     RECIPROCAL = enum.auto()
     SQRT = enum.auto()
     MOVE = enum.auto()
+    #: The same of f registers.
+    ADD_SCALARS = enum.auto()
+    MULTIPLY_SCALARS = enum.auto()
+    SELECT_SCALARS = enum.auto()
+    EXP_SCALARS = enum.auto()
+    RECIPROCAL_SCALARS = enum.auto()
     SHIFT = enum.auto()
     SUM = enum.auto()
     SUM_MASKED = enum.auto()
@@ -160,12 +166,14 @@ class Kind:
         operands: ``(config, entry, pool) -> int32 [k]``, slots of the rows.
         unit: rows that an operation writes.
         sizes: operations of a step, by bucket: the smallest first.
+        lanes: of the operands that are looked at; None for all.
     """
 
     compute: Compute
     operands: Operands
     unit: Callable[[MachineConfig], int] = lambda config: 1
     sizes: Callable[[MachineConfig], tuple[int, ...]] = lambda config: (FEW, WIDE)
+    lanes: int | None = None
 
 
 def _step(entry: jax.Array, **fields: Any) -> Step:
@@ -179,35 +187,29 @@ def _step(entry: jax.Array, **fields: Any) -> Step:
 # -- lane by lane -----------------------------------------------------------------------------------------------------
 
 
-def _lanewise(function: Callable[..., Any], reads: tuple[Entry, ...], shift: bool = False, dest: str = "") -> Kind:
+def _lanewise(function: Callable[..., Any], reads: tuple[Entry, ...], dest: str = "row", shift: bool = False) -> Kind:
     """A function of rows or scalars.
 
     Args:
         function: the semantic function.
         reads: the operands' columns, in the order of their rows in the private memory.
+        dest: "row", "scalar", or "reduced" for a scalar of whole rows.
         shift: rs2 is an amount.
-        dest: "row" or "scalar", "reduced" for a scalar of whole rows, or empty where Y of the entry tells.
     """
     at = {name: reads.index(name) if name in reads else 0 for name in (Entry.A, Entry.B, Entry.D)}
 
-    def result(machine: Machine, entry: jax.Array, rows: jax.Array, in_vram: bool) -> jax.Array:
+    def compute(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
+        rows = rows[:, :1] if dest == "scalar" else rows
         # All of this is known when it is compiled, so that operands are plain slices.
-        flags: Any = int(Flag.RS1_VRAM | Flag.RS2_VRAM | (Flag.RD_VRAM if in_vram else 0))
+        flags: Any = int(Flag.RS1_VRAM | Flag.RS2_VRAM | (Flag.RD_VRAM if dest == "row" else 0))
         rd, rs1, rs2 = (np.int32(at[name]) for name in (Entry.D, Entry.A, Entry.B))
         step = _step(entry, flags=flags, rd=rd, rs1=rs1, rs2=entry[Entry.X] if shift else rs2)
         found: jax.Array = function(machine.view(rows, rows), step)
-        return found if in_vram else found[:1]
+        return found[None] if dest == "row" else jnp.broadcast_to(found[:1], (1, machine.config.vlen))
 
-    def compute(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
-        if dest == "row":
-            return result(machine, entry, rows, True)[None]
-        # A scalar takes one lane of its operands.
-        scalar = result(machine, entry, rows if dest == "reduced" else rows[:, :1], False)
-        if dest:
-            return jnp.broadcast_to(scalar, (1, machine.config.vlen))
-        return jnp.where(entry[Entry.Y] != 0, result(machine, entry, rows, True), scalar)[None]
-
-    return Kind(compute, lambda config, entry, pool: jnp.stack([entry[name] for name in reads]))
+    kind = Kind(compute, lambda config, entry, pool: jnp.stack([entry[name] for name in reads]))
+    # Scalars take next to no time, however many.
+    return replace(kind, sizes=lambda config: (WIDE,), lanes=1) if dest == "scalar" else kind
 
 
 def _written_out(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
@@ -353,13 +355,18 @@ def _kinds() -> dict[Family, Kind]:
         Family.SELECT: _lanewise(lanewise.select, (a, b)),
         Family.EXP: _lanewise(lanewise.exp, (a,)),
         Family.RECIPROCAL: _lanewise(lanewise.reciprocal, (a,)),
-        Family.SQRT: _lanewise(lanewise.sqrt, (a,), dest="scalar"),
-        Family.MOVE: _lanewise(lanewise.move, (a,), dest="scalar"),
-        Family.SHIFT: _lanewise(vector.v_shft_v, (a,), shift=True, dest="row"),
-        Family.SUM: _lanewise(vector.v_red_sum, (d, a), dest="reduced"),
-        Family.SUM_MASKED: _lanewise(vector.v_red_sum_masked, (d, a), dest="reduced"),
-        Family.MAX: _lanewise(vector.v_red_max, (d, a), dest="reduced"),
-        Family.MAX_MASKED: _lanewise(vector.v_red_max_masked, (d, a), dest="reduced"),
+        Family.SQRT: _lanewise(lanewise.sqrt, (a,), "scalar"),
+        Family.MOVE: _lanewise(lanewise.move, (a,), "scalar"),
+        Family.ADD_SCALARS: _lanewise(lanewise.add, (a, b), "scalar"),
+        Family.MULTIPLY_SCALARS: _lanewise(lanewise.multiply, (a, b), "scalar"),
+        Family.SELECT_SCALARS: _lanewise(lanewise.select, (a, b), "scalar"),
+        Family.EXP_SCALARS: _lanewise(lanewise.exp, (a,), "scalar"),
+        Family.RECIPROCAL_SCALARS: _lanewise(lanewise.reciprocal, (a,), "scalar"),
+        Family.SHIFT: _lanewise(vector.v_shft_v, (a,), shift=True),
+        Family.SUM: _lanewise(vector.v_red_sum, (d, a), "reduced"),
+        Family.SUM_MASKED: _lanewise(vector.v_red_sum_masked, (d, a), "reduced"),
+        Family.MAX: _lanewise(vector.v_red_max, (d, a), "reduced"),
+        Family.MAX_MASKED: _lanewise(vector.v_red_max_masked, (d, a), "reduced"),
         Family.WRITE_OUT: Kind(_written_out, _one(a)),
         Family.MAP: Kind(_mapped, _pooled(lambda c: c.vlen), sizes=lambda c: (FEW, WIDE // 4)),
         Family.MM: Kind(partial(_block_product, matrix.m_mm, False), _block_operands, lambda c: c.blen, one),
@@ -377,6 +384,14 @@ def _kinds() -> dict[Family, Kind]:
     }
 
 
+#: Of f registers, instead of rows.
+OF_SCALARS = {
+    Family.ADD: Family.ADD_SCALARS,
+    Family.MULTIPLY: Family.MULTIPLY_SCALARS,
+    Family.SELECT: Family.SELECT_SCALARS,
+    Family.EXP: Family.EXP_SCALARS,
+    Family.RECIPROCAL: Family.RECIPROCAL_SCALARS,
+}
 #: All families but ASSEMBLE, PRODUCT* and STORE, which are not functions of so many rows (see ``execute.py``).
 KINDS = _kinds()
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from plena_jax.bits import Array
 from plena_jax.config import MachineConfig
 from plena_jax.hashing import hashed_once
-from plena_jax.machine.fused.families import Family
+from plena_jax.machine.fused.families import OF_SCALARS, Family
 from plena_jax.machine.layout import Layout
 
 #: What takes no part of the matrix unit.
@@ -23,6 +23,7 @@ _VECTOR = (
         Family.RECIPROCAL,
         Family.SQRT,
         Family.MOVE,
+        *OF_SCALARS.values(),
         Family.SHIFT,
     ),
     *(Family.SUM, Family.SUM_MASKED, Family.MAX, Family.MAX_MASKED, Family.MAP, Family.PREFETCH_V),
