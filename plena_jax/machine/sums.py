@@ -243,11 +243,25 @@ def _sequential(terms: jax.Array) -> jax.Array:
 @_differentiable(lambda rows: rows.sum(axis=-1))
 def row_sum(rows: jax.Array) -> jax.Array:
     """float32 [m] sums over the last axis of [m, n]."""
-    lifted = _row_sum(lift(rows, LIFT))
-    total = jnp.where(is_finite(lifted), lower(lifted, LIFT), _row_sum(rows))
+    total = _settled(_row_sum(lift(rows, LIFT)), rows)
     # A sum from +0 on is never -0, but XLA leaves the +0 out.
     bits = to_bits(total)
     return from_bits(jnp.where(bits == u32(SIGN), u32(0), bits))
+
+
+@custom_vmap
+def _settled(lifted: jax.Array, rows: jax.Array) -> jax.Array:
+    """The lifted sum, or the plain one where lifting was too much."""
+    return jnp.where(is_finite(lifted), lower(lifted, LIFT), _row_sum(rows))
+
+
+@_settled.def_vmap
+def _settled_rule(axis_size: int, batched: Any, lifted: jax.Array, rows: jax.Array) -> tuple[jax.Array, bool]:
+    # Of many rows the plain sums take as long as the lifted ones, and hardly ever any is needed.
+    rows = rows if batched[1] else jnp.broadcast_to(rows, (axis_size, *rows.shape))
+    lifted = lifted if batched[0] else jnp.broadcast_to(lifted, (axis_size, *lifted.shape))
+    good = ~any_lane(jnp.any(~is_finite(lifted)))
+    return lax.cond(good, lambda: lower(lifted, LIFT), lambda: jax.vmap(_settled.fun)(lifted, rows)), True
 
 
 @jax.jit
