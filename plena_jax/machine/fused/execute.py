@@ -26,12 +26,12 @@ from plena_jax.machine.fused.families import (
     WIDE,
     Entry,
     Family,
-    Machine,
     transfer_step,
     unit,
     written_rows,
 )
 from plena_jax.machine.fused.moves import loaded, stored
+from plena_jax.machine.fused.operands import Machine
 from plena_jax.machine.fused.tables import Move, Plan, Tables
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, is_subnormal

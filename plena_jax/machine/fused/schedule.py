@@ -140,13 +140,13 @@ class _Scheduler:
 
     def _version_of(self, nodes: Ints) -> Ints:
         version = np.zeros(len(self.v.family), np.int64)
-        there = self.v.node >= 0
+        there = self.v.is_initial & (self.v.node >= 0)
         version[self.v.node[there]] = np.nonzero(there)[0]
         return version[nodes]
 
     def _grouped(self) -> tuple[Ints, _Groups, Ints]:
         v = self.v
-        nodes = np.nonzero(v.family != INITIAL)[0]
+        nodes = np.nonzero(v.family >= 0)[0]
         sequence = np.zeros(len(v.family), np.int64)
         products = slice(self.operations, self.operations + len(v.products.first))
         sequence[products] = v.products.sequence + 1

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plena_jax.errors import EngineError
 from plena_jax.machine.fused.accesses import Accesses
-from plena_jax.machine.fused.chains import Chains, Terms
+from plena_jax.machine.fused.chains import Chains
+from plena_jax.machine.fused.copies import copies
 from plena_jax.machine.fused.families import Family
+from plena_jax.machine.fused.products import ChainRows, Products, chain_rows, distinct, join
 from plena_jax.machine.fused.resources import Ints
 
 
@@ -25,31 +26,13 @@ class Edges(NamedTuple):
     target: Ints
 
 
-class Products(NamedTuple):
-    """Different rows of products: what a row is multiplied with, one tile after the other.
-
-    Attributes:
-        first: of each, its first term among ``rows``.
-        length: its terms.
-        rows, tiles: version of the row, and version of the tile times 2 plus whether it is transposed, of all terms.
-        sequence: equal where the tiles are.
-        key: when it can be known at the latest.
-    """
-
-    first: Ints
-    length: Ints
-    rows: Ints
-    tiles: Ints
-    sequence: Ints
-    key: Ints
-
-
 @dataclass(frozen=True)
 class Versions:
     """The values of a trace.
 
     A node is an operation of :class:`Accesses`, then a product's row, then a row put together of blocks, then an
-    initial value. Initial values are those of versions that some operation sees.
+    initial value. Initial values are those of versions that some operation sees; operations that make nothing new (see
+    ``copies.py``) have no rows.
 
     Attributes:
         products: rows of products.
@@ -85,8 +68,8 @@ class Versions:
     edges: Edges
 
 
-#: "Family" of a value that is there at the start.
-INITIAL = -1
+#: "Family" of a value that is there at the start, and of an operation that makes nothing new.
+INITIAL, GONE = -1, -2
 
 
 class _Events(NamedTuple):
@@ -121,85 +104,6 @@ def _ordered(resource: Ints, key: Ints, writes: Ints, partial: Ints) -> _Events:
     of[order] = version
     last = version[np.append(new_place[1:], True)] if len(version) else version
     return _Events(of, made_of, is_initial, maker, last)
-
-
-# -- products ---------------------------------------------------------------------------------------------------------
-
-
-def _powers(count: int, seed: int) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    return random.integers(1, 1 << 63, count, dtype=np.uint64) | np.uint64(1)
-
-
-def _mixed(values: Ints) -> np.ndarray:
-    """Well spread uint64."""
-    mixed = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(29)
-    return mixed * np.uint64(0xBF58476D1CE4E5B9)
-
-
-class _ChainRows(NamedTuple):
-    """Rows of chains: chain after chain, those of matrices before those of vectors."""
-
-    first: Ints
-    length: Ints
-    #: Of all terms of all rows: versions of rows, and codes of tiles.
-    rows: Ints
-    tiles: Ints
-    key: Ints
-    #: The first row of each chain.
-    of_chain: Ints
-
-
-def _chain_rows(terms: Terms, rows: Ints, tiles: Ints, chains: int) -> _ChainRows:
-    """``rows`` [n, r] and ``tiles`` [n] are versions of the terms."""
-    each = rows.shape[1]
-    length = np.bincount(terms.chain, minlength=chains)
-    start = np.cumsum(length) - length
-    # Row r of a chain has its terms one after the other.
-    position = np.arange(len(terms.chain)) - start[terms.chain]
-    place = (start[terms.chain] * each)[:, None] + np.arange(each) * length[terms.chain][:, None] + position[:, None]
-    flat_rows, flat_tiles = np.zeros(rows.size, np.int64), np.zeros(rows.size, np.int64)
-    flat_rows[place] = rows
-    flat_tiles[place] = (tiles * 2 + terms.transposed)[:, None]
-    first = (start * each)[:, None] + np.arange(each) * length[:, None]
-    key = terms.key[start + length - 1] if chains else np.zeros(0, np.int64)
-    return _ChainRows(
-        first.reshape(-1),
-        np.repeat(length, each),
-        flat_rows,
-        flat_tiles,
-        np.repeat(key, each),
-        np.arange(chains) * each,
-    )
-
-
-def _join(a: _ChainRows, b: _ChainRows) -> _ChainRows:
-    b = b._replace(first=b.first + len(a.rows), of_chain=b.of_chain + len(a.first))
-    return _ChainRows(*(np.concatenate(pair) for pair in zip(a, b, strict=True)))
-
-
-def _distinct(rows: _ChainRows, pending: Ints) -> tuple[Products, Ints]:
-    """Products, and the one of each row of a chain. Rows that are ``pending`` are their own."""
-    if not len(rows.first):
-        empty = np.zeros(0, np.int64)
-        return Products(empty, empty, empty, empty, empty, empty), empty
-    position = np.arange(len(rows.rows)) - np.repeat(rows.first, rows.length)
-    most = int(rows.length.max())
-    total = lambda values, seed: np.add.reduceat(_mixed(values) * _powers(most, seed)[position], rows.first)
-    tiles = total(rows.tiles, 1) + _mixed(rows.length)
-    both = tiles ^ _mixed(total(rows.rows, 2).view(np.int64))
-    both[pending] += np.uint64(1) + np.arange(len(pending), dtype=np.uint64)
-    _, chosen, of = np.unique(both, return_index=True, return_inverse=True)
-    sequence = np.unique(tiles[chosen], return_inverse=True)[1]
-    # Equal sums of mixed numbers stand for equal sequences, which is looked at.
-    like = np.repeat(rows.first[chosen][of], rows.length) + position
-    if not ((rows.rows[like] == rows.rows).all() and (rows.tiles[like] == rows.tiles).all()):
-        raise EngineError("fused: two different products have the same fingerprint; engine='resolved' runs this")
-    key = np.full(len(chosen), np.iinfo(np.int64).max)
-    np.minimum.at(key, of, rows.key)
-    products = Products(rows.first[chosen], rows.length[chosen], rows.rows, rows.tiles, sequence, key)
-    return products, of
 
 
 # -- everything -------------------------------------------------------------------------------------------------------
@@ -237,14 +141,17 @@ class _Builder:
         seen = np.split(events.version, np.cumsum(sizes)[:-1])
         self.events, self.blocks_first = events, len(resource) - sizes[-1]
         self.writes_first = self.blocks_first - sizes[-2]
-        matrix = _chain_rows(c.matrix, seen[1].reshape(c.matrix.row.shape), seen[2], len(c.matrix_column))
-        vector = _chain_rows(c.vector, seen[3].reshape(c.vector.row.shape), seen[4], len(c.vector_column))
-        chain_rows = _join(matrix, vector)
-        pending = self._pending_rows(chain_rows)
-        products, product_of = _distinct(chain_rows, np.concatenate([pending[0], pending[1]]))
-        return self._nodes(seen[0], seen[5], seen[7], products, product_of, chain_rows, pending)
+        self.copies = copies(a, len(events.resource), seen[0], seen[6])
+        # Only scalars are copied.
+        seen[0] = self.copies.source[seen[0]]
+        matrix = chain_rows(c.matrix, seen[1].reshape(c.matrix.row.shape), seen[2], len(c.matrix_column))
+        vector = chain_rows(c.vector, seen[3].reshape(c.vector.row.shape), seen[4], len(c.vector_column))
+        rows = join(matrix, vector)
+        pending = self._pending_rows(rows)
+        products, product_of = distinct(rows, np.concatenate([pending[0], pending[1]]))
+        return self._nodes(seen[0], seen[5], seen[7], products, product_of, rows, pending)
 
-    def _pending_rows(self, rows: _ChainRows) -> tuple[Ints, Ints]:
+    def _pending_rows(self, rows: ChainRows) -> tuple[Ints, Ints]:
         sizes = self.a.config.blen, 1
         found = [
             rows.of_chain[chain] + np.arange(size) if chain >= 0 else np.zeros(0, np.int64)
@@ -259,10 +166,10 @@ class _Builder:
         block_versions: Ints,
         products: Products,
         product_of: Ints,
-        chain_rows: _ChainRows,
+        summed: ChainRows,
         pending: tuple[Ints, Ints],
     ) -> Versions:
-        a, c, events = self.a, self.c, self.events
+        a, c, events, (source_of, gone) = self.a, self.c, self.events, self.copies
         count = len(events.resource)
         node, offset = np.full(count, -1), np.zeros(count, np.int64)
         operations = a.nodes.count
@@ -282,7 +189,7 @@ class _Builder:
         last_key[local[block_versions]] = blocks.key
         in_product = blocks.chain >= 0
         product = np.full(len(blocks.key), -1)
-        product[in_product] = product_of[chain_rows.of_chain[blocks.chain[in_product]] + blocks.row[in_product]]
+        product[in_product] = product_of[summed.of_chain[blocks.chain[in_product]] + blocks.row[in_product]]
         whole = self._whole(source, product)
         node[made[whole >= 0]] = operations + whole[whole >= 0]
         rounded = np.zeros(len(products.first), bool)
@@ -297,19 +204,29 @@ class _Builder:
         used = np.zeros(count, bool)
         used[reads] = used[held] = used[products.rows] = used[products.tiles >> 1] = True
         used[old[needs_old]] = True
+        final = events.last[~events.is_initial[events.last]]
+        used[source_of[final]] = True
         first_initial = first_assembled + len(assembled)
         initial = np.nonzero(events.is_initial & used)[0]
         node[initial] = first_initial + np.arange(len(initial))
+        node, offset = node[source_of], offset[source_of]
         codes, rows, edges = self._assembled(
             assembled, old, rounds_old[apart], product, held, node, offset, first_assembled
         )
-        read_edges = Edges(node[reads], a.entries["node"][a.reads["entry"]])
-        family = [a.nodes["family"], self._product_family(products), np.full(len(assembled), int(Family.ASSEMBLE))]
+        reader = a.entries["node"][a.reads["entry"]]
+        there = ~gone[reader]
+        read_edges = Edges(node[reads[there]], reader[there])
+        family = [
+            np.where(gone, GONE, a.nodes["family"]),
+            self._product_family(products),
+            np.full(len(assembled), int(Family.ASSEMBLE)),
+        ]
         family.append(np.full(len(initial), INITIAL))
         ones = np.ones(len(products.first) + len(assembled), np.int64)
-        row_counts = np.concatenate([a.nodes["rows"], ones, a.resources.rows(events.resource[initial])])
+        row_counts = np.concatenate(
+            [np.where(gone, 0, a.nodes["rows"]), ones, a.resources.rows(events.resource[initial])]
+        )
         all_keys = np.concatenate([a.nodes["key"], products.key, keys, np.full(len(initial), -1)])
-        final = events.last[~events.is_initial[events.last]]
         return Versions(
             products=products,
             assembled=codes,
