@@ -269,7 +269,10 @@ class Adjoint:
         cells, values_bar = take(Move.TO_V_ACCUM, cells, values_bar, 1, blen, True)
         m_accum, values_bar = take(Move.TO_M_ACCUM, m_accum, values_bar, 1, blen, True)
         cells, values_bar = take(Move.TO_SCALAR, cells, values_bar, 1, 1, False)
-        for kind, rows in ((Move.TO_CELLS_ROW, 1), (Move.TO_CELLS_BLOCK, WIDE)):
+        for kind, rows in (
+            *((Move.TO_CELLS_ROW, 1), (Move.TO_CELLS_BLOCK, WIDE)),
+            *((Move.TO_TILE_ROW, 1), (Move.TO_TILE_BLOCK, WIDE)),
+        ):
             if cells.shape[0] >= rows:
                 cells, values_bar = take(kind, cells, values_bar, rows, vlen, False)
         for kind, rows in ((Move.TO_VRAM_ROW, 1), (Move.TO_VRAM_BLOCK, WIDE)):
@@ -297,7 +300,10 @@ class Adjoint:
 
         for kind, rows in ((Move.VRAM_BLOCK, WIDE), (Move.VRAM_ROW, 1)):
             vram = give(kind, vram, rows, vlen) if vram.shape[0] >= rows else vram
-        for kind, rows in ((Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1)):
+        for kind, rows in (
+            *((Move.TILE_BLOCK, WIDE), (Move.TILE_ROW, 1)),
+            *((Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1)),
+        ):
             cells = give(kind, cells, rows, vlen) if cells.shape[0] >= rows else cells
         cells = give(Move.SCALAR, cells, 1, 1)
         m_accum = give(Move.M_ACCUM, m_accum, 1, blen)

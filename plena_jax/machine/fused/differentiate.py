@@ -65,7 +65,7 @@ def _plain(
     kept = []
     for tables in pieces:
         values = jnp.zeros((tables.entries.shape[0], plan.config.vlen), jnp.float32)
-        memories, values = run_values(plan, memories, precision, tables, values)
+        memories, values, _ = run_values(plan, memories, precision, tables, values)
         kept.append(values)
     return memories, tuple(kept)
 

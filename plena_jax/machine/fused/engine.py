@@ -21,10 +21,10 @@ from plena_jax.config import Formats, MachineConfig
 from plena_jax.errors import EngineError
 from plena_jax.machine.ahead import integers_of
 from plena_jax.machine.fused.differentiate import Pieces, run_pieces
-from plena_jax.machine.fused.execute import run_values
+from plena_jax.machine.fused.execute import reads_tiles, run_values
 from plena_jax.machine.fused.families import OF_SCALARS, Family, sizes
 from plena_jax.machine.fused.schedule import Schedule, schedule
-from plena_jax.machine.fused.tables import MATRIX, Bucket, Move, Plan, Tables
+from plena_jax.machine.fused.tables import MATRIX, Bucket, Plan, Tables
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, needs_care, pack_memories, unpack_memories
 from plena_jax.machine.record import Record
@@ -265,35 +265,36 @@ def _run(
 ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
     """Float fields and INT SRAM after all pieces, but those that are ``kept``; and the scratch memory."""
     state = MachineState.create(plan.config, vram_rows=1, hbm_bytes=0).replace(**floats, **kept, int_sram=int_sram)
-    memories, used = packed(plan, state, tables), []
+    memories, tiles = packed(plan, state, tables)
+    used = []
     for table, values in zip(tables, scratch, strict=True):
-        memories, values = run_values(plan, memories, None, table, values)
+        memories, values, tiles = run_values(plan, memories, None, table, values, tiles)
         used.append(values)
-    final = unpacked(plan, memories, state, end.fresh)
+    final = unpacked(plan, memories, tiles, state, end.fresh)
     result = {name: getattr(final, name) for name in floats}
     return result | {"int_sram": jnp.where(end.unknown, memories.int_sram, end.int_sram)}, used
 
 
-def packed(plan: Plan, state: MachineState, tables: list[Tables]) -> Memories:
-    """The memories of a state: without the matrix unit only what else can take part."""
-    memories = pack_memories(plan.config, state)
+def packed(plan: Plan, state: MachineState, tables: list[Tables]) -> tuple[Memories, jax.Array | None]:
+    """The memories of a state, and tiles; without the matrix unit only what else can take part."""
+    memories, layout = pack_memories(plan.config, state), Layout(plan.config)
     if not plan.has_matrix:
-        cells = memories.cells[plan.first_cell : Layout(plan.config).hv_accum]
-        return memories._replace(cells=cells, careful=jnp.bool_(False))
+        cells = memories.cells[layout.fp_sram : layout.hv_accum]
+        return memories._replace(cells=cells, careful=jnp.bool_(False)), None
     # A look at all of matrix SRAM is only worth it if something there is read.
-    loads = [table.bounds[Move.SCALAR] > table.bounds[Move.CELLS_BLOCK] for table in tables]
-    careful = lambda: needs_care(plan.config, state)
-    return memories._replace(careful=lax.cond(jnp.any(jnp.stack(loads)), careful, lambda: jnp.bool_(False)))
+    reads = jnp.any(jnp.stack([reads_tiles(table) for table in tables]))
+    careful = lax.cond(reads, lambda: needs_care(plan.config, state), lambda: jnp.bool_(False))
+    tiles = memories.cells[: layout.fp_sram]
+    return memories._replace(cells=memories.cells[layout.fp_sram :], careful=careful), tiles
 
 
-def unpacked(plan: Plan, memories: Memories, state: MachineState, fresh: Any) -> MachineState:
+def unpacked(plan: Plan, memories: Memories, tiles: jax.Array | None, state: MachineState, fresh: Any) -> MachineState:
     """The state that memories stand for, see :func:`packed`."""
-    if not plan.has_matrix:
-        layout = Layout(plan.config)
-        none = lambda rows: jnp.zeros((rows, plan.config.vlen), jnp.float32)
-        cells = [none(plan.first_cell), memories.cells, none(layout.rows - layout.hv_accum)]
-        memories = memories._replace(cells=jnp.concatenate(cells))
-    return unpack_memories(plan.config, memories, state, fresh)
+    layout = Layout(plan.config)
+    none = lambda rows: jnp.zeros((rows, plan.config.vlen), jnp.float32)
+    behind = none(layout.rows - layout.fp_sram - memories.cells.shape[0])
+    cells = [none(layout.fp_sram) if tiles is None else tiles, memories.cells, behind]
+    return unpack_memories(plan.config, memories._replace(cells=jnp.concatenate(cells)), state, fresh)
 
 
 _run_copies = jax.jit(_run, static_argnums=0, donate_argnames="scratch")

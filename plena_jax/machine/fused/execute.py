@@ -49,14 +49,32 @@ SUBNORMAL, LONG = 0, 1
 
 
 def run_values(
-    plan: Plan, memories: Memories, precision: Formats | None, tables: Tables, values: jax.Array
-) -> tuple[Memories, jax.Array]:
-    """The memories after a schedule, and all values; ``values`` [slots, VLEN] may hold anything."""
-    values = loaded(plan, memories, tables, values)
+    plan: Plan,
+    memories: Memories,
+    precision: Formats | None,
+    tables: Tables,
+    values: jax.Array,
+    tiles: jax.Array | None = None,
+) -> tuple[Memories, jax.Array, jax.Array | None]:
+    """The memories after a schedule, all values, and the tiles where they lie apart.
+
+    Args:
+        plan, precision, tables: what to run.
+        memories: at the start.
+        values: [slots, VLEN] of anything.
+        tiles: rows of matrix SRAM, if the plan needs them and ``cells`` are without.
+    """
+    values = loaded(plan, memories, tiles, tables, values)
     steps = WideSteps(plan, precision, tables)
-    found = jnp.stack([memories.careful, steps.long_at_start(memories)])
+    found = jnp.stack([memories.careful, steps.long_at_start(memories, tiles)])
     values, hbm, care = steps.run(values, memories.hbm, found)
-    return stored(plan, memories, tables, values)._replace(hbm=hbm, careful=care[SUBNORMAL]), values
+    memories, tiles = stored(plan, memories, tiles, tables, values)
+    return memories._replace(hbm=hbm, careful=care[SUBNORMAL]), values, tiles
+
+
+def reads_tiles(tables: Tables) -> jax.Array:
+    """bool []: whether anything is read of the tiles that are there at the start."""
+    return tables.bounds[Move.CELLS_BLOCK] > tables.bounds[Move.TILE_BLOCK]
 
 
 class WideSteps:
@@ -70,14 +88,13 @@ class WideSteps:
         self.products = [branch for branch in self.branches if branch[1] in PRODUCTS]
         self.first_product = self.first_store - len(self.products)
 
-    def long_at_start(self, memories: Memories) -> jax.Array:
+    def long_at_start(self, memories: Memories, tiles: jax.Array | None) -> jax.Array:
         """bool []: whether the tiles that are there have long significands, and some of them are read."""
         if not (self.plan.has_matrix and memories.hbm.dtype == jnp.float32):
             return jnp.bool_(False)
-        layout, bounds = Layout(self.config), self.tables.bounds
-        tiles = memories.cells[layout.mram - self.plan.first_cell : layout.fp_sram - self.plan.first_cell]
-        look = lambda: jnp.any(self.is_long(tiles))
-        return lax.cond(bounds[Move.SCALAR] > bounds[Move.CELLS_BLOCK], look, lambda: jnp.bool_(False))
+        held = memories.cells[: Layout(self.config).fp_sram] if tiles is None else tiles
+        look = lambda: jnp.any(self.is_long(held))
+        return lax.cond(reads_tiles(self.tables), look, lambda: jnp.bool_(False))
 
     def is_long(self, tile: jax.Array) -> jax.Array:
         """bool: elements whose product with an element of vector SRAM may not be exact."""

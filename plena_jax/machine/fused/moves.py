@@ -35,18 +35,28 @@ def _give(values: jax.Array, rows: int, first: int, target: jax.Array, move: jax
     return _copy(target, move[1] - first, values, move[0], rows)
 
 
-_BLOCKS = ((Move.VRAM_BLOCK, WIDE), (Move.VRAM_ROW, 1), (Move.CELLS_BLOCK, WIDE), (Move.CELLS_ROW, 1))
+def _regions(plan: Plan) -> list[tuple[Move, str]]:
+    """Kinds of moves of blocks of rows, and the memory that these are in."""
+    tiles = "cells" if plan.whole else "tiles"
+    matrix = [(Move.TILE_BLOCK, tiles), (Move.CELLS_BLOCK, "cells")] if plan.has_matrix else []
+    return [(Move.VRAM_BLOCK, "vram"), *matrix]
 
 
-def loaded(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> jax.Array:
+#: Rows of moves by kind, from that of a region on.
+_SIZES = (WIDE, 1)
+
+
+def loaded(plan: Plan, memories: Memories, tiles: jax.Array | None, tables: Tables, values: jax.Array) -> jax.Array:
     """Values at the start: zeros in slot 0, and what the schedule reads of the memories."""
     config, first = plan.config, plan.first_cell
     values = values.at[0].set(0.0)
-    for kind, rows in _BLOCKS:
-        is_vram = kind < Move.CELLS_BLOCK
-        source = memories.vram if is_vram else memories.cells
-        if source.shape[0] >= rows:
-            values = each_move(tables, kind, partial(_take, source, rows, 0 if is_vram else first), values)
+    for region, name in _regions(plan):
+        source = tiles if name == "tiles" else getattr(memories, name)
+        assert source is not None
+        for step, rows in enumerate(_SIZES):
+            if source.shape[0] >= rows:
+                take = partial(_take, source, rows, first if name == "cells" else 0)
+                values = each_move(tables, Move(region + step), take, values)
 
     def scalar(values: jax.Array, move: jax.Array) -> jax.Array:
         one = lax.dynamic_slice(memories.cells, (move[1] - first, move[2]), (1, 1), allow_negative_indices=False)
@@ -58,16 +68,18 @@ def loaded(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) ->
     return each_move(tables, Move.M_ACCUM, lambda v, m: _copy(v, m[0], m_accum, m[1], 1), values)
 
 
-def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) -> Memories:
-    """The memories at the end."""
+def stored(
+    plan: Plan, memories: Memories, tiles: jax.Array | None, tables: Tables, values: jax.Array
+) -> tuple[Memories, jax.Array | None]:
+    """The memories and tiles at the end."""
     config, first = plan.config, plan.first_cell
-    vram, cells = memories.vram, memories.cells
-    for (kind, rows), is_vram in zip(_BLOCKS, (True, True, False, False), strict=True):
-        target = vram if is_vram else cells
-        if target.shape[0] >= rows:
-            kind = Move(kind + Move.TO_VRAM_BLOCK)
-            target = each_move(tables, kind, partial(_give, values, rows, 0 if is_vram else first), target)
-        vram, cells = (target, cells) if is_vram else (vram, target)
+    ends: dict[str, Any] = {"vram": memories.vram, "cells": memories.cells, "tiles": tiles}
+    for region, name in _regions(plan):
+        for step, rows in enumerate(_SIZES):
+            if ends[name].shape[0] >= rows:
+                give = partial(_give, values, rows, first if name == "cells" else 0)
+                ends[name] = each_move(tables, Move(region + step + Move.TO_VRAM_BLOCK), give, ends[name])
+    cells = ends["cells"]
 
     def part(target: jax.Array, move: jax.Array, above: int, lane: Any, lanes: int) -> jax.Array:
         taken = lax.dynamic_slice(values, (move[0], lane), (1, lanes), allow_negative_indices=False)
@@ -85,4 +97,5 @@ def stored(plan: Plan, memories: Memories, tables: Tables, values: jax.Array) ->
         return lax.dynamic_update_slice(int_sram, word, (move[1],), allow_negative_indices=False)
 
     int_sram = each_move(tables, Move.TO_INT_SRAM, entry, memories.int_sram)
-    return memories._replace(vram=vram, cells=cells, m_accum=m_accum, int_sram=int_sram)
+    memories = memories._replace(vram=ends["vram"], cells=cells, m_accum=m_accum, int_sram=int_sram)
+    return memories, ends["tiles"]

@@ -44,7 +44,7 @@ class Plan:
         buckets: the branches of its switch.
         strict: products add up in the machine's order; else as the backend's matrix product does.
         clipped, inside: see :class:`View`.
-        whole: memories have all of ``cells``, even without the matrix unit.
+        whole: ``cells`` begin with the tiles, which lie apart from them otherwise.
     """
 
     config: MachineConfig
@@ -72,8 +72,8 @@ class Plan:
 
     @property
     def first_cell(self) -> int:
-        """The first row of ``cells`` that is there: without the matrix unit they begin with FP SRAM."""
-        return 0 if self.whole or self.has_matrix else Layout(self.config).fp_sram
+        """The first row of ``cells`` that is there."""
+        return 0 if self.whole else Layout(self.config).fp_sram
 
 
 class Move(enum.IntEnum):
@@ -81,19 +81,24 @@ class Move(enum.IntEnum):
 
     VRAM_BLOCK = 0
     VRAM_ROW = 1
-    CELLS_BLOCK = 2
-    CELLS_ROW = 3
+    TILE_BLOCK = 2
+    TILE_ROW = 3
+    #: Of ``cells`` behind the tiles.
+    CELLS_BLOCK = 4
+    CELLS_ROW = 5
     #: One lane of a row of ``cells``, in every lane of a value.
-    SCALAR = 4
-    M_ACCUM = 5
-    TO_VRAM_BLOCK = 6
-    TO_VRAM_ROW = 7
-    TO_CELLS_BLOCK = 8
-    TO_CELLS_ROW = 9
-    TO_SCALAR = 10
-    TO_M_ACCUM = 11
-    TO_INT_SRAM = 12
-    TO_V_ACCUM = 13
+    SCALAR = 6
+    M_ACCUM = 7
+    TO_VRAM_BLOCK = 8
+    TO_VRAM_ROW = 9
+    TO_TILE_BLOCK = 10
+    TO_TILE_ROW = 11
+    TO_CELLS_BLOCK = 12
+    TO_CELLS_ROW = 13
+    TO_SCALAR = 14
+    TO_M_ACCUM = 15
+    TO_INT_SRAM = 16
+    TO_V_ACCUM = 17
 
 
 class Tables(NamedTuple):
@@ -105,7 +110,7 @@ class Tables(NamedTuple):
         entries: int32 [slots, COLUMNS], at the slot of the operation's first value.
         pool: int32 [n], lists of slots.
         moves: int32 [n, 3]: slot, row, lane; by kind.
-        bounds: int32 [15], where the moves of each :class:`Move` begin.
+        bounds: int32 [19], where the moves of each :class:`Move` begin.
     """
 
     steps: Array
