@@ -224,7 +224,7 @@ def test_values_are_not_copied_inside_the_loop(machine: MachineConfig) -> None:
     state = start(job, machine)
     fused = engine.fuse(pj.resolve(job.program, machine, state))
     families = (Family.ADD, Family.PRODUCT, Family.ASSEMBLE, Family.PREFETCH_M, Family.STORE)
-    plan = Plan(machine, engine.all_buckets(machine, families))
+    plan = Plan(machine, engine.all_buckets(machine, families), whole=True)
     tables, slots = fused.schedules[0].tables, fused.schedules[0].tables.entries.shape[0]
     values = np.zeros((slots, machine.vlen), np.float32)
     run = jax.jit(run_values, static_argnums=0, donate_argnums=(1, 4))
