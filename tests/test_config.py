@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -647,3 +648,15 @@ def test_settings_with_a_byte_order_mark_are_accepted(tmp_path):
     (tmp_path / "a.toml").write_text(text, encoding="utf-8-sig")
     assert MachineConfig.from_toml(tmp_path / "a.toml") == MachineConfig()
     assert MachineConfig.from_toml("\ufeff" + text) == MachineConfig()
+
+
+def test_a_configuration_keeps_its_hash_but_in_no_copy_for_others() -> None:
+    config = MachineConfig(mlen=32, vlen=32, hlen=8)
+    assert hash(config) == hash(config) == hash(MachineConfig(mlen=32, vlen=32, hlen=8))
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy == config
+    # Strings hash otherwise in another process.
+    assert "_hash" in config.__dict__
+    assert "_hash" not in copy.__dict__
+    assert hash(copy) == hash(config)
+    assert hash(dataclasses.replace(config, blen=8)) != hash(config)
