@@ -169,9 +169,9 @@ def run(
             sweeps them. HBM must show its values face, and lies where the formats of ``config`` put it. Resolved engine
             only.
         gradient: how the run is differentiated.
-        strict: on the fused engine, products of the matrix unit add up in the machine's order, at some cost. Else as
-            the backend's matrix product does: now and then a rounded result is the next number. By default only where
-            "auto" takes that engine.
+        strict: on the fused engine, products of the matrix unit add up in the machine's order, at some cost where the
+            backend's matrix product does not (GPUs, tiles of 16 and 32). Else as that does: now and then a rounded
+            result is the next number. By default only where "auto" takes that engine.
 
     Raises:
         MachineFault: an instruction could not be executed. ``fault.state`` is the machine before it.

@@ -160,9 +160,11 @@ class WideSteps:
             new, found = self.tiles(machine, family, size, step)
         else:
             entries = self.entries(family, size, step)
-            # Apart from the arithmetic, which would not be vectorised with it.
             kind = KINDS[family]
-            rows = lax.optimization_barrier(gather(values, self.operands(family, entries), kind.lanes))
+            slots = self.operands(family, entries)
+            rows: Any = gather(values, slots)
+            if kind.lanes:
+                rows = tuple(gather(values, slots[:, i], is_one) for i, is_one in enumerate(kind.lanes))
             new = jax.vmap(partial(kind.compute, machine))(entries, rows).reshape(-1, self.config.vlen)
         return self.padded(new), found
 
@@ -309,9 +311,9 @@ class WideSteps:
         return self.listed(step[2], WIDE * COLUMNS).reshape(WIDE, COLUMNS)
 
 
-def gather(values: jax.Array, slots: jax.Array, lanes: int | None = None) -> jax.Array:
+def gather(values: jax.Array, slots: jax.Array, is_one: bool = False) -> jax.Array:
     """float32 [..., lanes]: rows at slots, or their first lane; what lies behind a step's own entries is anything."""
-    if lanes == 1:
+    if is_one:
         return values.at[slots, 0].get(mode="clip", wrap_negative_indices=False)[..., None]
     return values.at[slots].get(mode="clip", wrap_negative_indices=False)
 

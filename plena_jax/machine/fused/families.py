@@ -111,18 +111,18 @@ class Kind:
     """How a family runs.
 
     Attributes:
-        compute: ``(machine, entry, rows) -> float32 [unit, VLEN]``.
+        compute: ``(machine, entry, rows) -> float32 [unit, VLEN]``, where the rows are an array, or by ``lanes``.
         operands: ``(config, entry, pool) -> int32 [k]``, slots of the rows.
         unit: rows that an operation writes.
         sizes: operations of a step, by bucket: the smallest first.
-        lanes: of the operands that are looked at; None for all.
+        lanes: of each operand, whether only the first one is looked at; empty for all of all.
     """
 
     compute: Compute
     operands: Operands
     unit: Callable[[MachineConfig], int] = lambda config: 1
     sizes: Callable[[MachineConfig], tuple[int, ...]] = lambda config: (FEW, WIDE)
-    lanes: int | None = None
+    lanes: tuple[bool, ...] = ()
 
 
 def _step(entry: jax.Array, **fields: Any) -> Step:
@@ -141,24 +141,33 @@ def _lanewise(function: Callable[..., Any], reads: tuple[Entry, ...], dest: str 
 
     Args:
         function: the semantic function.
-        reads: the operands' columns, in the order of their rows in the private memory.
+        reads: the operands' columns, in the order of their rows in the private memory; D and A of what is reduced.
         dest: "row", "scalar", or "reduced" for a scalar of whole rows.
         shift: rs2 is an amount.
     """
-    at = {name: reads.index(name) if name in reads else 0 for name in (Entry.A, Entry.B, Entry.D)}
+    rs2 = reads.index(Entry.B) if Entry.B in reads else 0
 
-    def compute(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
-        rows = rows[:, :1] if dest == "scalar" else rows
+    def compute(machine: Machine, entry: jax.Array, rows: Any) -> jax.Array:
         # All of this is known when it is compiled, so that operands are plain slices.
         flags: Any = int(Flag.RS1_VRAM | Flag.RS2_VRAM | (Flag.RD_VRAM if dest == "row" else 0))
-        rd, rs1, rs2 = (np.int32(at[name]) for name in (Entry.D, Entry.A, Entry.B))
-        step = _step(entry, flags=flags, rd=rd, rs1=rs1, rs2=entry[Entry.X] if shift else rs2)
-        found: jax.Array = function(machine.view(rows, rows), step)
+        step = _step(
+            entry, flags=flags, rd=np.int32(0), rs1=np.int32(0), rs2=entry[Entry.X] if shift else np.int32(rs2)
+        )
+        if dest == "reduced":
+            view = machine.view(rows[1][None], rows[0][None, :1])
+        else:
+            taken = jnp.stack([row[:1] for row in rows]) if dest == "scalar" else rows
+            view = machine.view(taken, taken)
+        found: jax.Array = function(view, step)
         return found[None] if dest == "row" else jnp.broadcast_to(found[:1], (1, machine.config.vlen))
 
     kind = Kind(compute, lambda config, entry, pool: jnp.stack([entry[name] for name in reads]))
+    if dest == "row":
+        return kind
+    if dest == "reduced":
+        return replace(kind, lanes=(True, False))
     # Scalars take next to no time, however many.
-    return replace(kind, sizes=lambda config: (WIDE,), lanes=1) if dest == "scalar" else kind
+    return replace(kind, sizes=lambda config: (WIDE,), lanes=(True,) * len(reads))
 
 
 def _written_out(machine: Machine, entry: jax.Array, rows: jax.Array) -> jax.Array:
