@@ -106,8 +106,8 @@ def inputs_of(program: Lowered) -> dict[str, np.ndarray]:
 
 
 def compact(state: pj.MachineState, rows: int) -> pj.MachineState:
-    """The same state with few rows of vector SRAM, but one number for all programs, so that compiled code is shared."""
-    return state.replace(vram=state.vram[: max(rows, 4096)])
+    """The same state with as many rows of vector SRAM as needed, in few sizes, so that compiled code is shared."""
+    return state.replace(vram=state.vram[: max(1024, 1 << (rows - 1).bit_length())])
 
 
 def operators() -> Results:
