@@ -13,6 +13,7 @@ from helpers_formats import assert_same_bits
 from plena_jax import MachineConfig
 from plena_jax.config import E8M0, MXFP8
 from plena_jax.formats import FloatFormat, IntFormat, MXFormat
+from plena_jax.machine.memories import has_subnormal
 from plena_jax.machine.transfer import Transfer, plain_scales
 
 FORMATS = {
@@ -34,7 +35,7 @@ def every_code(fmt: MXFormat, scales: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def decoded(t: Transfer, codes: np.ndarray, scales: np.ndarray) -> jax.Array:
-    run: Callable[..., jax.Array] = jax.jit(lambda c, s: t.decode(len(c), lambda: c, lambda: s)[0])
+    run: Callable[..., jax.Array] = jax.jit(lambda c, s: t.decoding(len(c), lambda: c, lambda: s).taken())
     return run(codes, scales)
 
 
@@ -63,13 +64,17 @@ def test_smaller_scales_need_looking_up(name: str) -> None:
     assert (calculated.view(np.uint32) != looked_up.view(np.uint32)).any()
 
 
-def test_what_is_seen_is_nothing_only_without_subnormals() -> None:
-    t = transfer(MXFP8)
-    look = lambda values: jnp.any((values != 0) | jnp.isnan(values))
-    run = jax.jit(lambda c, s: t.decode(len(c), lambda: c, lambda: s, look)[1])
-    first, last = plain_scales(MXFP8)
-    assert not run(*every_code(MXFP8, np.arange(first, last + 1)))
-    assert run(*every_code(MXFP8, np.arange(256)))
+def test_only_odd_tiles_have_subnormal_numbers() -> None:
+    t, (first, last) = transfer(MXFP8), plain_scales(MXFP8)
+
+    @jax.jit
+    def quick(codes: jax.Array, scales: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ways = t.decoding(len(codes), lambda: codes, lambda: scales)
+        assert ways.odd is not None
+        return ways.odd, has_subnormal(ways.careful())
+
+    assert [bool(found) for found in quick(*every_code(MXFP8, np.arange(first, last + 1)))] == [False, False]
+    assert [bool(found) for found in quick(*every_code(MXFP8, np.arange(256)))] == [True, True]
 
 
 def test_formats_that_are_not_calculated_say_so() -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,29 @@ def vram_format(config: MachineConfig) -> FloatFormat:
     fmt = fmt.element if isinstance(fmt, MXFormat) else effective(fmt, config.intended)
     assert isinstance(fmt, FloatFormat)
     return fmt
+
+
+class Decoding(NamedTuple):
+    """Ways from bytes to float32 [rows, lanes].
+
+    Attributes:
+        quick: gives what is right, and has no subnormal numbers, unless ``odd``.
+        odd: bool [], or None where there is only one way, which may have such numbers.
+        careful: gives what is right.
+    """
+
+    quick: Callable[[], jax.Array]
+    odd: jax.Array | None
+    careful: Callable[[], jax.Array]
+
+    @classmethod
+    def only(cls, way: Callable[[], jax.Array]) -> Decoding:
+        """One way."""
+        return cls(way, None, way)
+
+    def taken(self) -> jax.Array:
+        """The result."""
+        return self.careful() if self.odd is None else lax.cond(any_lane(self.odd), self.careful, self.quick)
 
 
 @dataclass(frozen=True)
@@ -117,43 +140,18 @@ class Transfer:
         """Width of an element."""
         return self.fmt.element.bits if isinstance(self.fmt, MXFormat) else self.fmt.bits
 
-    def decode(
-        self,
-        rows: int,
-        elements: Callable[[], jax.Array],
-        scales: Callable[[], jax.Array],
-        look: Callable[[jax.Array], Any] = lambda values: None,
-    ) -> tuple[jax.Array, Any]:
-        """float32 [rows, lanes], and what ``look`` finds in them: zeros if none of them can be subnormal.
-
-        Args:
-            rows: how many.
-            elements, scales: give the bytes [rows, element_bytes] and [rows, scale_bytes]. They are read where they
-                are used: to write them to memory first takes longer than to decode them.
-            look: gives an array, or None.
-        """
-        looked = lambda values: (values, look(values))
-        if not isinstance(self.fmt, MXFormat):
-            return looked(self.fmt.decode(unpack(elements(), self.fmt.bits, self.lanes)))
-        if self.fmt.element.bits <= 8 and self.fmt.scale.bits <= 8:
-            first, last = plain_scales(self.fmt)
-            look_up = lambda: looked(self._looked_up(elements(), scales()))
-            if rows * self.lanes < _MANY or first > last:
-                return look_up()
-            factors = self._codes(scales(), scales=True)
-            odd = any_lane(jnp.any((factors < np.uint32(first)) | (factors > np.uint32(last))))
-            nothing = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(look_up)[1])
-            return lax.cond(odd, look_up, lambda: (self._calculated(elements(), scales()), nothing()))
-        codes, factors = self._codes(elements()), self._codes(scales(), scales=True)
-        scale = jnp.repeat(self.fmt.scale.decode(factors), self.fmt.block, axis=-1)
-        return looked(arithmetic.multiply(self.fmt.element.decode(codes), scale))
-
     def _codes(self, data: jax.Array, scales: bool = False) -> jax.Array:
         """uint32 [n, lanes], or [n, lanes / block] of the scales, of an MX format."""
         assert isinstance(self.fmt, MXFormat)
         if scales:
             return unpack(data, self.fmt.scale.bits, self.lanes // self.fmt.block)
         return unpack(data, self.fmt.element.bits, self.lanes)
+
+    def _multiplied(self, elements: jax.Array, scales: jax.Array) -> jax.Array:
+        """float32 [n, lanes] of a wide MX format."""
+        assert isinstance(self.fmt, MXFormat)
+        scale = jnp.repeat(self.fmt.scale.decode(self._codes(scales, scales=True)), self.fmt.block, axis=-1)
+        return arithmetic.multiply(self.fmt.element.decode(self._codes(elements)), scale)
 
     def _looked_up(self, elements: jax.Array, scales: jax.Array) -> jax.Array:
         """float32 [n, lanes] of a narrow MX format."""
@@ -168,6 +166,27 @@ class Transfer:
         factors = from_bits(_scale_bits(self.fmt, self._codes(scales, scales=True)))
         blocks = self._codes(elements).reshape(*factors.shape, self.fmt.block)
         return (_element(self.fmt.element, blocks) * factors[..., None]).reshape(-1, self.lanes)
+
+    def decoding(self, rows: int, elements: Callable[[], jax.Array], scales: Callable[[], jax.Array]) -> Decoding:
+        """Ways to float32 [rows, lanes].
+
+        Args:
+            rows: how many.
+            elements, scales: give the bytes [rows, element_bytes] and [rows, scale_bytes]. They are read where they
+                are used: to write them to memory first takes longer than to decode them.
+        """
+        fmt = self.fmt
+        if not isinstance(fmt, MXFormat):
+            return Decoding.only(lambda: fmt.decode(unpack(elements(), fmt.bits, self.lanes)))
+        if fmt.element.bits > 8 or fmt.scale.bits > 8:
+            return Decoding.only(lambda: self._multiplied(elements(), scales()))
+        look_up = lambda: self._looked_up(elements(), scales())
+        first, last = plain_scales(fmt)
+        if rows * self.lanes < _MANY or first > last:
+            return Decoding.only(look_up)
+        factors = self._codes(scales(), scales=True)
+        odd = jnp.any((factors < np.uint32(first)) | (factors > np.uint32(last)))
+        return Decoding(lambda: self._calculated(elements(), scales()), odd, look_up)
 
     def encode(self, row: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Bytes [element_bytes] and [scale_bytes] of float32 [lanes]."""

@@ -36,13 +36,14 @@ from plena_jax.machine.fused.tables import Move, Plan, Tables
 from plena_jax.machine.layout import Layout
 from plena_jax.machine.memories import Memories, is_subnormal
 from plena_jax.machine.semantics.matrix import fast_sums
-from plena_jax.machine.semantics.memory import h_store_v, tile_rows
+from plena_jax.machine.semantics.memory import h_store_v, tile_decoding
 from plena_jax.machine.sums import accumulate, accumulate_exact, is_finite
-from plena_jax.machine.transfer import significand, vram_format
+from plena_jax.machine.transfer import Decoding, significand, vram_format
 from plena_jax.machine.view import View
 
 Rows = tuple[jax.Array, jax.Array]
 PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
+LOADS = (Family.PREFETCH_M, Family.PREFETCH_M_KV)
 #: What a tile may have that fast products exclude: subnormal numbers, or so long significands that a product with a
 #: row's element is not exact. Only values of HBM are suspect of the latter. Places in bool [2].
 SUBNORMAL, LONG = 0, 1
@@ -83,10 +84,12 @@ class WideSteps:
     def __init__(self, plan: Plan, precision: Formats | None, tables: Tables) -> None:
         self.plan, self.config, self.precision, self.tables = plan, plan.config, precision, tables
         self.branches = [(i, Family(f), size) for i, (f, size) in enumerate(plan.buckets) if f != Family.STORE]
-        #: Branches of the switch come first, then products, stores last.
+        #: Branches of the switch come first, then products, loads of tiles, and stores.
         self.first_store = len(self.branches)
         self.products = [branch for branch in self.branches if branch[1] in PRODUCTS]
-        self.first_product = self.first_store - len(self.products)
+        self.loads = [branch for branch in self.branches if branch[1] in LOADS]
+        self.first_load = self.first_store - len(self.loads)
+        self.first_product = self.first_load - len(self.products)
 
     def long_at_start(self, memories: Memories, tiles: jax.Array | None) -> jax.Array:
         """bool []: whether the tiles that are there have long significands, and some of them are read."""
@@ -103,17 +106,25 @@ class WideSteps:
 
     def run(self, values: jax.Array, hbm: jax.Array, careful: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Values, HBM, and what some tile has, at the end."""
-        if not self.plan.stores:
-            _, values, careful = self._until(lambda i: i < self.tables.length, jnp.int32(0), values, hbm, careful)
+        if not (self.plan.stores or self.loads):
+            _, values, _ = self._until(lambda i: i < self.tables.length, jnp.int32(0), values, hbm, careful)
             return values, hbm, careful
+        within = lambda low, high: (
+            lambda i: (i < self.tables.length) & (low <= self.step(i)[0]) & (self.step(i)[0] < high)
+        )
+        last = len(self.plan.buckets)
 
         def turn(carry: Any) -> Any:
             index, values, hbm, careful = carry
-            computes = lambda i: (i < self.tables.length) & (self.step(i)[0] < self.first_store)
-            index, values, careful = self._until(computes, index, values, hbm, careful)
-            stores = lambda c: (c[0] < self.tables.length) & (self.step(c[0])[0] >= self.first_store)
-            store = lambda c: (c[0] + 1, self.store(self.step(c[0]), values, c[1]))
-            index, hbm = lax.while_loop(stores, store, (index, hbm))
+            index, values, _ = self._until(within(0, self.first_load), index, values, hbm, careful)
+            if self.loads:
+                load = lambda c: (c[0] + 1, *self.load(c[1], hbm, c[2], self.step(c[0])))
+                loads = within(self.first_load, self.first_store)
+                index, values, careful = lax.while_loop(lambda c: loads(c[0]), load, (index, values, careful))
+            if self.plan.stores:
+                store = lambda c: (c[0] + 1, self.store(self.step(c[0]), values, c[1]))
+                stores = within(self.first_store, last)
+                index, hbm = lax.while_loop(lambda c: stores(c[0]), store, (index, hbm))
             return index, values, hbm, careful
 
         start = (jnp.int32(0), values, hbm, careful)
@@ -135,11 +146,10 @@ class WideSteps:
             index, values, careful = carry
             step = self.step(index)
             runs: list[Any] = [partial(self.branch, family, size) for _, family, size in self.branches]
-            if self.products:
-                runs[self.first_product :] = [self.product]
+            runs[self.first_product :] = [self.product] if self.products else []
             place = jnp.minimum(step[0], len(runs) - 1)
-            new, found = lax.switch(place, runs, values, hbm, careful, step)
-            return index + 1, put_rows(values, step[1], new), careful | any_lane(found)
+            new = lax.switch(place, runs, values, hbm, careful, step)
+            return index + 1, put_rows(values, step[1], new), careful
 
         return lax.while_loop(lambda c: goes_on(c[0]), turn, (index, values, careful))
 
@@ -151,13 +161,11 @@ class WideSteps:
 
     def branch(
         self, family: Family, size: int, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array
-    ) -> Rows:
-        """Results of a step that is no product, and what tiles that it loads have."""
-        machine, found = self.machine(hbm, careful[SUBNORMAL]), jnp.zeros(2, bool)
+    ) -> jax.Array:
+        """Results of a step that is no product."""
+        machine = self.machine(hbm, careful[SUBNORMAL])
         if family is Family.ASSEMBLE:
             new = self.assemble(machine, size, values, step)
-        elif family in (Family.PREFETCH_M, Family.PREFETCH_M_KV):
-            new, found = self.tiles(machine, family, size, step)
         else:
             entries = self.entries(family, size, step)
             kind = KINDS[family]
@@ -166,23 +174,52 @@ class WideSteps:
             if kind.lanes:
                 rows = tuple(gather(values, slots[:, i], is_one) for i, is_one in enumerate(kind.lanes))
             new = jax.vmap(partial(kind.compute, machine))(entries, rows).reshape(-1, self.config.vlen)
-        return self.padded(new), found
+        return self.padded(new)
 
-    def tiles(self, machine: Machine, family: Family, size: int, step: jax.Array) -> Rows:
-        """Rows of tiles from HBM, and what is in them."""
-        none = jnp.zeros((1, self.config.vlen), jnp.float32)
-        view, argument = machine.view(none, none), int(family is Family.PREFETCH_M_KV)
+    # -- loads of tiles -----------------------------------------------------------------------------------------------
 
-        def look(rows: jax.Array) -> jax.Array:
-            # Not loaded a second time for this.
-            rows = lax.optimization_barrier(rows)
-            return jnp.stack([jnp.any(which(rows)) for which in (is_subnormal, self.is_long)])
+    def load(
+        self, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Values after a step that loads tiles, and what tiles have."""
+        machine = self.machine(hbm, False)
+        ways = [self.decoding(machine, family, size, step) for _, family, size in self.loads]
 
-        one = lambda entry: tile_rows(view, transfer_step(entry, argument), look)
-        new, found = jax.vmap(one)(self.entries(family, size, step))
-        # Behind the step's own operations may be anything.
-        own = (jnp.arange(size) < step[3])[:, None]
-        return new.reshape(-1, self.config.vlen), jnp.any(found & own, axis=0)
+        def take(way: Callable[[Decoding], jax.Array]) -> jax.Array:
+            if len(ways) == 1:
+                return way(ways[0])
+            return lax.switch(step[0] - self.first_load, [partial(way, decoding) for decoding in ways])
+
+        # Decoded to where they belong: to write them elsewhere first takes longer than to decode them.
+        values = put_rows(values, step[1], take(lambda d: d.quick()))
+        if all(decoding.odd is None for decoding in ways):
+            return values, careful | any_lane(take(lambda d: self.seen(d.quick(), step)))
+
+        def again(carry: Any) -> Any:
+            rows = take(lambda d: d.careful())
+            return jnp.bool_(False), put_rows(carry[1], step[1], rows), any_lane(self.seen(rows, step))
+
+        odd = any_lane(take(lambda d: jnp.bool_(True) if d.odd is None else d.odd))
+        _, values, found = lax.while_loop(lambda c: c[0], again, (odd, values, jnp.zeros(2, bool)))
+        return values, careful | found
+
+    def decoding(self, machine: Machine, family: Family, size: int, step: jax.Array) -> Decoding:
+        """Ways to the rows of a step."""
+        none, is_kv = jnp.zeros((1, self.config.vlen), jnp.float32), family is Family.PREFETCH_M_KV
+        view, entries = machine.view(none, none), self.entries(family, size, step)
+        one = lambda entry: tile_decoding(view, transfer_step(entry, int(is_kv)), is_kv)
+
+        def rows(way: str) -> jax.Array:
+            found = jax.vmap(lambda entry: getattr(one(entry), way)())(entries)
+            return self.padded(found.reshape(-1, self.config.vlen))
+
+        odd = None if one(entries[0]).odd is None else jnp.any(jax.vmap(lambda e: jnp.asarray(one(e).odd))(entries))
+        return Decoding(partial(rows, "quick"), odd, partial(rows, "careful"))
+
+    def seen(self, rows: jax.Array, step: jax.Array) -> jax.Array:
+        """bool [2]: what a step's own rows have; behind them may be anything."""
+        own = (jnp.arange(len(rows)) < step[4])[:, None]
+        return jnp.stack([jnp.any(which(rows) & own) for which in (is_subnormal, self.is_long)])
 
     def entries(self, family: Family, size: int, step: jax.Array) -> jax.Array:
         """int32 [size, COLUMNS]."""
@@ -201,7 +238,7 @@ class WideSteps:
 
     # -- products -----------------------------------------------------------------------------------------------------
 
-    def product(self, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array) -> Rows:
+    def product(self, values: jax.Array, hbm: jax.Array, careful: jax.Array, step: jax.Array) -> jax.Array:
         """Rows times tiles, in fast arithmetic, and again only if that will not do."""
         machine = self.machine(hbm, careful[SUBNORMAL])
         runs = [partial(self.quick_product, machine, family, size) for _, family, size in self.products]
@@ -210,7 +247,7 @@ class WideSteps:
         new = lax.cond(
             again, lambda new, values: self.careful_product(values, step), lambda new, values: new, new, values
         )
-        return new, jnp.zeros(2, bool)
+        return new
 
     def quick_product(
         self, machine: Machine, family: Family, size: int, values: jax.Array, long: jax.Array, step: jax.Array

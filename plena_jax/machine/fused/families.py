@@ -90,14 +90,15 @@ class Family(enum.IntEnum):
     BMM = enum.auto()
     BMV = enum.auto()
     BTMV = enum.auto()
-    PREFETCH_M = enum.auto()
-    PREFETCH_M_KV = enum.auto()
     PREFETCH_V = enum.auto()
     PREFETCH_V_KV = enum.auto()
     TOPK = enum.auto()
     #: Rows times tiles: M_MM and M_MV from one write-out to the next; with M_TMM among them.
     PRODUCT = enum.auto()
     PRODUCT_TRANSPOSED = enum.auto()
+    #: Tiles from HBM.
+    PREFETCH_M = enum.auto()
+    PREFETCH_M_KV = enum.auto()
     #: The only one that writes no value.
     STORE = enum.auto()
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,6 +12,7 @@ from plena_jax.machine.record import Step
 from plena_jax.machine.semantics.matrix import wide_rows
 from plena_jax.machine.semantics.registry import Stage, semantic
 from plena_jax.machine.transfer import (
+    Decoding,
     Transfer,
     Transfers,
     cell_bits,
@@ -29,37 +27,28 @@ from plena_jax.machine.view import View
 # word), mask the stride, argument whether the KV type is meant.
 
 
-Look = Callable[[jax.Array], Any]
+def _decoding(view: View, step: Step, transfer: Transfer, rows: jax.Array) -> Decoding:
+    """Ways to float32 [n, lanes], HBM rows of one transfer, from bytes."""
+    if transfer.problem:
+        # Never executed: the instruction faults.
+        return Decoding.only(lambda: jnp.zeros((rows.shape[0], transfer.lanes), jnp.float32))
+    element = element_address(u32(step.rs1), u32(step.rs1_lane), step.mask, rows)
+    scale = scale_address(u32(step.rs2), u32(step.rs2_lane), step.mask, rows, transfer.ratio)
+    elements = lambda: read_bytes(view.hbm, *element, transfer.element_bytes, inside=view.inside)
+    scales = lambda: read_bytes(view.hbm, *scale, transfer.scale_bytes, line_only=True, inside=view.inside)
+    return transfer.decoding(rows.shape[0], elements, scales)
 
 
-def _nothing(values: jax.Array) -> None:
-    return None
-
-
-def _fetch(
-    view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: jax.Array, look: Look = _nothing
-) -> tuple[jax.Array, Any]:
-    """float32 [n, lanes], HBM rows of one transfer; and what ``look`` finds in them (see :meth:`Transfer.decode`)."""
+def _fetch(view: View, step: Step, transfers: tuple[Transfer, Transfer], rows: jax.Array) -> jax.Array:
+    """float32 [n, lanes]: HBM rows of one transfer."""
     if view.has_values:
         index, there = stored_cells(view.config, step, transfers, rows)
-        values = view.hbm_values(jnp.where(there, index, 0), there & (index < view.hbm.shape[0]))
-        return values, look(values)
-
-    def fetch(transfer: Transfer, hbm: jax.Array, step: Step, rows: jax.Array) -> tuple[jax.Array, Any]:
-        if transfer.problem:
-            none = jnp.zeros((rows.shape[0], transfer.lanes), jnp.float32)  # never executed: the instruction faults
-            return none, look(none)
-        element = element_address(u32(step.rs1), u32(step.rs1_lane), step.mask, rows)
-        scale = scale_address(u32(step.rs2), u32(step.rs2_lane), step.mask, rows, transfer.ratio)
-        elements = lambda: read_bytes(hbm, *element, transfer.element_bytes, inside=view.inside)
-        scales = lambda: read_bytes(hbm, *scale, transfer.scale_bytes, line_only=True, inside=view.inside)
-        return transfer.decode(rows.shape[0], elements, scales, look)
-
+        return view.hbm_values(jnp.where(there, index, 0), there & (index < view.hbm.shape[0]))
     first, second = transfers
     if first == second:
-        return fetch(first, view.hbm, step, rows)
-    branches = [lambda *a, t=t: fetch(t, *a) for t in (first, second)]
-    return lax.cond(step.argument != 0, branches[1], branches[0], view.hbm, step, rows)
+        return _decoding(view, step, first, rows).taken()
+    kv, other = (lambda t=t: _decoding(view, step, t, rows).taken() for t in (second, first))
+    return lax.cond(step.argument != 0, kv, other)
 
 
 def stored_cells(
@@ -78,24 +67,26 @@ def _precision(fields: dict[str, int]) -> int:
 @semantic("H_PREFETCH_M", stage=Stage.WIDE, parts=lambda c: c.prefetch_m_rows // wide_rows(c), argument=_precision)
 def h_prefetch_m(view: View, step: Step) -> jax.Array:
     """Rows of tiles := HBM rows, unrounded (MATRIX_SRAM_TYPE where that is intended)."""
-    return tile_rows(view, step, _nothing)[0]
+    return view.round_matrix(_fetch(view, step, Transfers.of(view.config).matrix, _tile_rows(view, step)))
 
 
-def tile_rows(view: View, step: Step, look: Look) -> tuple[jax.Array, Any]:
-    """What H_PREFETCH_M writes, and what ``look`` finds in it: zeros if none of it can be subnormal."""
+def _tile_rows(view: View, step: Step) -> jax.Array:
     count = wide_rows(view.config)
-    rows = step.part * count + jnp.arange(count, dtype=jnp.int32)
-    if view.config.intended.matrix_sram_type:
-        rounded = view.round_matrix(_fetch(view, step, Transfers.of(view.config).matrix, rows)[0])
-        return rounded, look(rounded)
-    return _fetch(view, step, Transfers.of(view.config).matrix, rows, look)
+    return step.part * count + jnp.arange(count, dtype=jnp.int32)
+
+
+def tile_decoding(view: View, step: Step, is_kv: bool) -> Decoding:
+    """Ways to what H_PREFETCH_M writes, for one of its formats."""
+    if view.has_values or view.config.intended.matrix_sram_type:
+        return Decoding.only(lambda: h_prefetch_m(view, step))
+    return _decoding(view, step, Transfers.of(view.config).matrix[is_kv], _tile_rows(view, step))
 
 
 @semantic("H_PREFETCH_V", stage=Stage.ROW, parts=lambda c: c.hbm_v_prefetch_amount, argument=_precision)
 def h_prefetch_v(view: View, step: Step) -> jax.Array:
     """A VRAM row := an HBM row."""
     rows = jnp.asarray(step.part, jnp.int32).reshape(1)
-    return view.round(_fetch(view, step, Transfers.of(view.config).vector, rows)[0][0])
+    return view.round(_fetch(view, step, Transfers.of(view.config).vector, rows)[0])
 
 
 @semantic("H_STORE_V", stage=Stage.STORE, parts=lambda c: c.hbm_v_writeback_amount, argument=_precision)
