@@ -19,7 +19,11 @@ def check_state(state: MachineState, config: MachineConfig) -> None:
     Raises:
         EngineError: naming the field, what it is and what it has to be.
     """
-    seen = tuple((getattr(leaf, "dtype", None), np.shape(leaf)) for leaf in jax.tree.leaves(state))
+    leaves = jax.tree.leaves(state)
+    try:
+        seen = tuple([(leaf.dtype, leaf.shape) for leaf in leaves])
+    except AttributeError:
+        seen = ()
     if _good.get(seen) is config:
         return
     _look(state, config)

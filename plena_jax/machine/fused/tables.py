@@ -30,6 +30,8 @@ _VECTOR = (
     *(Family.PREFETCH_V_KV, Family.TOPK, Family.STORE),
 )
 MATRIX = frozenset(Family) - frozenset(_VECTOR)
+#: What changes accumulators of head slots.
+HEADS = frozenset({Family.BMM, Family.BMV, Family.BTMV, Family.WRITE_OUT})
 #: A family and how many of its operations a step takes.
 Bucket = tuple[int, int]
 
@@ -63,7 +65,9 @@ class Plan:
     def unchanged(self) -> tuple[str, ...]:
         """Fields of the state that a run leaves as they are."""
         kept = ("bmm_scale", *(() if self.stores else ("hbm",)))
-        return kept if self.has_matrix else (*kept, "mram", "m_accum", "v_accum", "hv_accum", "hm_accum")
+        if not self.has_matrix:
+            return (*kept, "mram", "m_accum", "v_accum", "hv_accum", "hm_accum")
+        return kept if any(family in HEADS for family, _ in self.buckets) else (*kept, "hv_accum", "hm_accum")
 
     @cached_property
     def has_matrix(self) -> bool:
