@@ -111,7 +111,7 @@ def compact(state: pj.MachineState, rows: int) -> pj.MachineState:
 
 
 def operators() -> Results:
-    """Programs of the operator benchmark: resolved / fused."""
+    """Programs of the operator benchmark: resolved / fused, and against the operator's rounded reference, jitted."""
     results: Results = {}
     for name, build in OPERATORS.items():
         program = lowered(build)
@@ -120,11 +120,15 @@ def operators() -> Results:
         assert trace is not None
         state = compact(state, trace.vram_rows)
         calls = [runner(program.program, state, program.config, engine=e) for e in ("resolved", "fused")]
+        inputs = {key: jnp.asarray(value) for key, value in inputs_of(program).items()}
+        rounded = jax.jit(lambda inputs, program=program: program.rounded(**inputs))
+        calls.append(lambda rounded=rounded, inputs=inputs: rounded(inputs))
         for call in calls:
             jax.block_until_ready(call())
-        resolved, fused = alternating(*calls, repeats=15)
+        resolved, fused, plain = alternating(*calls, repeats=15)
         results[f"{name}: resolved / fused (10)"] = resolved / fused
         results[f"{name}: fused, ms"] = fused * 1e3
+        results[f"{name}: fused / plain JAX with the same roundings"] = fused / plain
     return results
 
 
