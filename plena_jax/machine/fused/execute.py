@@ -167,12 +167,10 @@ class WideSteps:
         if family is Family.ASSEMBLE:
             new = self.assemble(machine, size, values, step)
         else:
-            entries = self.entries(family, size, step)
-            kind = KINDS[family]
+            entries, kind = self.entries(family, size, step), KINDS[family]
             slots = self.operands(family, entries)
-            rows: Any = gather(values, slots)
-            if kind.lanes:
-                rows = tuple(gather(values, slots[:, i], is_one) for i, is_one in enumerate(kind.lanes))
+            each = [gather(values, slots[:, i], is_one) for i, is_one in enumerate(kind.lanes)]
+            rows: Any = each or gather(values, slots)
             new = jax.vmap(partial(kind.compute, machine))(entries, rows).reshape(-1, self.config.vlen)
         return self.padded(new)
 
@@ -244,10 +242,7 @@ class WideSteps:
         runs = [partial(self.quick_product, machine, family, size) for _, family, size in self.products]
         new, good = lax.switch(step[0] - self.first_product, runs, values, careful[LONG], step)
         again = any_lane(careful[SUBNORMAL] | ~good)
-        new = lax.cond(
-            again, lambda new, values: self.careful_product(values, step), lambda new, values: new, new, values
-        )
-        return new
+        return lax.cond(again, lambda new, values: self.careful_product(values, step), lambda new, _: new, new, values)
 
     def quick_product(
         self, machine: Machine, family: Family, size: int, values: jax.Array, long: jax.Array, step: jax.Array
