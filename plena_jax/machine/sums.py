@@ -24,7 +24,19 @@ from jax.custom_batching import custom_vmap
 
 from plena_jax import arithmetic
 from plena_jax.arithmetic import lift, lower
-from plena_jax.bits import INFINITY, MAGNITUDE, QUIET_NAN, SIGN, from_bits, i32, is_nan, magnitude, to_bits, u32
+from plena_jax.bits import (
+    DEFAULT_NAN,
+    INFINITY,
+    MAGNITUDE,
+    QUIET_NAN,
+    SIGN,
+    from_bits,
+    i32,
+    is_nan,
+    magnitude,
+    to_bits,
+    u32,
+)
 from plena_jax.machine.batching import any_lane
 
 #: k steps that the reference's matrix product adds up before it starts a new partial sum.
@@ -71,7 +83,7 @@ def is_finite(a: jax.Array) -> jax.Array:
 @_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """``a + x @ w`` for float32 [m, n], [m, k], [k, n], added along k."""
-    return _add(a, matmul(x, w, _lifted_product), matmul(x, w))
+    return _add(a, matmul(x, w, _lifted_product), _named(matmul(x, w), x, w))
 
 
 @_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
@@ -129,6 +141,27 @@ def _add(a: jax.Array, lifted: jax.Array, plain: jax.Array) -> jax.Array:
 def exact_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """``x @ w`` where float32 holds every product exactly."""
     return matmul(x, w, _exact_product)
+
+
+@jax.jit
+def _named(sums: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
+    """``sums`` [m, n] of ``x @ w`` with the NaN of the first NaN operand along k, or the default one if there is none.
+
+    Which one an addition of two takes is the order of its operands, which a compiler may change.
+    """
+
+    def first(operand: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+        """Place along k of the first NaN, k if there is none, and its bits made quiet."""
+        shape, size = operand.shape, operand.shape[axis]
+        place = lax.broadcasted_iota(jnp.int32, shape, axis)
+        at = jnp.min(jnp.where(is_nan(operand), place, size), axis=axis, keepdims=True)
+        bits = jnp.max(jnp.where(place == at, to_bits(operand), u32(0)), axis=axis, keepdims=True)
+        return at, bits | u32(QUIET_NAN)
+
+    (row, row_bits), (column, column_bits) = first(x, 1), first(w, 0)
+    bits = jnp.where(row <= column, row_bits, column_bits)
+    none = jnp.minimum(row, column) == len(w)
+    return jnp.where(is_nan(sums), from_bits(jnp.where(none, u32(DEFAULT_NAN), bits)), sums)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -212,7 +245,8 @@ def accumulate_dots(a: jax.Array, x: jax.Array, rows: jax.Array) -> jax.Array:
 
     A k that is not a multiple of 8 adds one by one.
     """
-    return _add(a, _dot_lanes(x, rows, _lifted_product), _dot_lanes(x, rows, _product))
+    plain = _named(_dot_lanes(x, rows, _product)[None], x[None], rows.T)[0]
+    return _add(a, _dot_lanes(x, rows, _lifted_product), plain)
 
 
 @partial(jax.jit, static_argnums=2)
