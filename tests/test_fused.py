@@ -173,6 +173,22 @@ def test_hundreds_of_random_programs(machine: MachineConfig) -> None:
 
 
 @pytest.mark.exhaustive
+def test_random_programs_of_large_tiles() -> None:
+    """Tiles whose products the backend takes."""
+    config = MachineConfig(matrix_sram_size=256, vector_sram_size=320, hbm_size=1 << 20)
+    bad = []
+    for seed in range(100):
+        jobs = (
+            random_program(config, seed, size=20 + seed % 100, extremes=0.1 * (seed % 3)),
+            aliasing_program(config, seed),
+        )
+        for name, job in zip(("random", "aliasing"), jobs, strict=True):
+            if both(job, config):
+                bad.append((name, seed))
+    assert bad == []
+
+
+@pytest.mark.exhaustive
 def test_recorded_programs_end_alike(conformance: Path) -> None:
     bad = {}
     for path in sorted(conformance.glob("*/*.npz")):

@@ -406,3 +406,38 @@ def test_derivative_is_that_of_the_plain_sum(function, plain, shapes):
     cotangent = jnp.asarray(whole(generator, *out.shape))
     for mine, theirs in zip(pull(cotangent), plain_pull(cotangent), strict=True):
         assert_same_bits(mine, theirs)
+
+
+# -- which NaN --------------------------------------------------------------------------------------------------------
+
+
+def named_model(a: np.ndarray, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Bits of the NaN that each sum is: that of the accumulator, else the first operand along k, the row's before."""
+    found = np.zeros(a.shape, np.uint32)
+    for i, j in np.ndindex(*a.shape):
+        operands = [a[i, j], *np.stack([x[i], w[:, j]], axis=1).reshape(-1)]
+        named = [bits_of(o).item() | 0x00400000 for o in operands if np.isnan(o)]
+        found[i, j] = named[0] if named else 0xFFC00000
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_several_nan_the_first_one_counts(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    payloads = floats_of(np.array([0x7FC00000, 0x7FE00000, 0xFFD00000, 0x7FA00000, 0xFF810000], np.uint32))
+
+    def some(shape: tuple[int, ...], share: float) -> np.ndarray:
+        values = random.normal(size=shape).astype(F32)
+        return np.where(random.random(shape) < share, random.choice(payloads, shape), values)
+
+    a, x, w = some((5, 6), 0.1), some((5, 24), 0.05), some((24, 6), 0.05)
+    x[0, 3], x[0, 4], w[3], w[4] = np.inf, np.inf, 1, -1
+    found = bits_of(sums.accumulate(a, x, w))
+    is_nan = np.isnan(floats_of(found))
+    wanted = named_model(a, x, w)
+    assert is_nan.sum() > 10
+    assert len(np.unique(found[is_nan])) > 2
+    assert_same_bits(floats_of(found[is_nan]), floats_of(wanted[is_nan]))
+    dots = bits_of(sums.accumulate_dots(a[1], x[1], w.T))
+    of_dots = np.isnan(floats_of(dots))
+    assert_same_bits(floats_of(dots[of_dots]), floats_of(named_model(a[1:2], x[1:2], w)[0][of_dots]))
