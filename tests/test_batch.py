@@ -142,6 +142,7 @@ batch = pj.run_batch(STORING, states, config, mesh=mesh)
 assert len(batch.vram.sharding.device_set) == 8
 check(batch, config, STORING, states)
 check(pj.run_batch(STORING, states, config, mesh=mesh, chunk=8), config, STORING, states)
+check(pj.run_batch(STORING, states, config, mesh=mesh, engine="fused", strict=True), config, STORING, states)
 programs = [PROGRAM, STORING] * 8
 check(pj.run_batch(programs, states, config, mesh=mesh), config, programs, states)
 try:
