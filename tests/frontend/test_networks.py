@@ -37,7 +37,12 @@ def test_the_machine_is_the_rounded_reference(name: str) -> None:
             assert relative(wrong, wanted) > 0.01
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+#: Others are with the exhaustive tests.
+_SAMPLED = ("mlp", "grouped, causal", "llama")
+_EACH = [n if n in _SAMPLED else pytest.param(n, marks=pytest.mark.exhaustive) for n in NETWORKS]
+
+
+@pytest.mark.parametrize("name", _EACH)
 def test_in_float32_lowering_loses_nothing(name: str) -> None:
     network = NETWORKS[name]
     for got, wanted in zip(found(name, "float32"), leaves(network.function(*network.arguments)), strict=True):
@@ -151,6 +156,7 @@ def test_decoding_equals_the_last_token_of_prefill() -> None:
 # -- like a function of JAX -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_gradients_and_batches() -> None:
     network = NETWORKS["mlp"]
     program = compiled("mlp", "float32")
