@@ -75,7 +75,7 @@ def propagate_nan(result: jax.Array, a: jax.Array, b: jax.Array | None = None) -
     return jnp.where(is_nan(a), from_bits(to_bits(a) | u32(0x00400000)), result)
 
 
-def _differentiable(rule: Callable[..., jax.Array]) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+def differentiable(rule: Callable[..., jax.Array]) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
     """Give an exact operation the derivative of the plain operation ``rule``."""
 
     def decorate(exact: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -92,7 +92,7 @@ def _differentiable(rule: Callable[..., jax.Array]) -> Callable[[Callable[..., j
     return decorate
 
 
-@_differentiable(lax.add)
+@differentiable(lax.add)
 def add(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a + b``."""
     # With one operand above 2**-100 the other, if subnormal, is below half a unit: dropping it is right.
@@ -100,13 +100,13 @@ def add(a: jax.Array, b: jax.Array) -> jax.Array:
     return propagate_nan(jnp.where(small, lower(lift(a) + lift(b), _LIFT), a + b), a, b)
 
 
-@_differentiable(lax.sub)
+@differentiable(lax.sub)
 def subtract(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a - b``."""
     return propagate_nan(add(a, -b), a, b)
 
 
-@_differentiable(lax.mul)
+@differentiable(lax.mul)
 def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a * b``; rounded once where the product of the significands fits float32, as BF16 operands' does."""
     plain = a * b
@@ -132,7 +132,7 @@ def _settle(quotient: jax.Array, numerator: jax.Array, denominator: jax.Array) -
     return from_bits((to_bits(quotient) & u32(SIGN)) | (count + u32(up) - u32(down)))
 
 
-@_differentiable(lambda a: 1 / a)
+@differentiable(lambda a: 1 / a)
 def reciprocal(a: jax.Array) -> jax.Array:
     """``1 / a``."""
     one = np.float32(1)
@@ -144,7 +144,7 @@ def reciprocal(a: jax.Array) -> jax.Array:
     return propagate_nan(jnp.where((body > _bits_of(2.0**125)) & (body < u32(INFINITY)), huge, result), a)
 
 
-@_differentiable(jnp.sqrt)
+@differentiable(jnp.sqrt)
 def sqrt(a: jax.Array) -> jax.Array:
     """Square root; the default NaN for negative operands."""
     subnormal = magnitude(a) < u32(0x00800000)
@@ -160,7 +160,7 @@ def clamp_exponent(a: jax.Array) -> jax.Array:
     return jnp.where(outside, from_bits(limit | (to_bits(a) & u32(SIGN))), a)
 
 
-@_differentiable(jnp.exp)
+@differentiable(jnp.exp)
 def exp(a: jax.Array) -> jax.Array:
     """``exp(a)`` for -88 <= a <= 88, subnormal results included."""
     # Below -80 the result leaves the normal range: exp(a + 32) * exp(-32), the second factor carried at 2**32.
@@ -187,7 +187,7 @@ def from_total_order(key: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(key ^ ((key >> 31) & np.int32(0x7FFFFFFF)), jnp.float32)
 
 
-@_differentiable(lax.div)
+@differentiable(lax.div)
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a / b`` for 0 <= a <= b with b normal, as the shares of a softmax are; subnormal results included."""
     small = magnitude(a) < _bits_of(2.0**30)
@@ -200,7 +200,7 @@ def divide(a: jax.Array, b: jax.Array) -> jax.Array:
     return propagate_nan(jnp.where(magnitude(quotient) < _bits_of(2.0**-125), exact, quotient), a, b)
 
 
-@_differentiable(jnp.exp)
+@differentiable(jnp.exp)
 def exp_below_one(a: jax.Array) -> jax.Array:
     """``exp(a)`` for a <= 0 without clamping: subnormal results down to the smallest, then zero."""
     factor = np.float32(np.exp(-32.0) * 2.0**32)

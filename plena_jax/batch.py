@@ -30,7 +30,7 @@ from plena_jax.machine.memories import pack_memories, unpack_memories
 from plena_jax.machine.resolved import Trace, Unresolvable, integers_after, resolve
 from plena_jax.machine.run import check_precision
 from plena_jax.machine.segments import together
-from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, allocate
+from plena_jax.machine.state import FLOAT_FIELDS, INTEGER_FIELDS, MachineState, allocate, integer_leaves
 from plena_jax.program import Program
 from plena_jax.sharding import memory_of, row_of, spread
 
@@ -291,9 +291,8 @@ def _traces(
     programs: list[Program], states: MachineState, has_lanes: MachineState, config: MachineConfig, lanes: int
 ) -> tuple[list[Trace], np.ndarray]:
     """The different traces of a batch, and which one each lane runs."""
-    fields = [leaf for name in INTEGER_FIELDS for leaf in jax.tree.leaves(getattr(states, name))]
-    flags = [flag for name in INTEGER_FIELDS for flag in jax.tree.leaves(getattr(has_lanes, name))]
-    starts = [np.asarray(f).reshape(lanes, -1) for f, flag in zip(fields, flags, strict=True) if flag]
+    fields = zip(integer_leaves(states), integer_leaves(has_lanes), strict=True)
+    starts = [np.asarray(field).reshape(lanes, -1) for field, has in fields if has]
     distinct = {program: i for i, program in enumerate(dict.fromkeys(programs))}
     number = [distinct[p] for p in programs] * (lanes if len(programs) == 1 else 1)
     keys = np.concatenate([np.array(number, np.uint32)[:, None], *(s.astype(np.uint32) for s in starts)], axis=1)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, TypeVar
 
+from plena_jax.frontend.declare import declares
+
 Rule = Callable[..., Any]
 _Function = TypeVar("_Function", bound=Rule)
 
@@ -28,14 +30,7 @@ def rule(*operators: str) -> Callable[[_Function], _Function]:
     NumPy. The result is cast to the data type that the graph says. An operator with several results gives a tuple,
     whose elements may be functions without arguments that make the result when it is needed.
     """
-
-    def registered(function: _Function) -> _Function:
-        for operator in operators:
-            assert operator not in _RULES, operator
-            _RULES[operator] = function
-        return function
-
-    return registered
+    return declares(_RULES, *operators)
 
 
 def rules() -> dict[str, Rule]:

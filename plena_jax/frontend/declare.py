@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Rule = TypeVar("Rule")
 
 
-def declares(rules: dict[str, Rule], *names: str) -> Callable[[Rule], Rule]:
+def declares(rules: dict[str, Any], *names: str) -> Callable[[Rule], Rule]:
     """A decorator that puts what it decorates into a table, under names that nothing has there yet."""
 
     def declared(rule: Rule) -> Rule:

@@ -19,19 +19,20 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from plena_jax.arithmetic import lift, lower
+from plena_jax.arithmetic import differentiable, lift, lower
 from plena_jax.bits import magnitude, u32
 from plena_jax.machine.sums import K_BLOCK, LIFT, exact_matmul
 
 #: Random matrices that a shape is tried on.
 _TRIALS = 4
-
-
 #: Lifted sums below this may have parts below the smallest float32: lowered after each product they lose them.
 _FINE = np.float32(2.0 ** (LIFT - 125)).view(np.uint32)
 
 
-@jax.custom_jvp
+_dot = partial(jnp.dot, precision=lax.Precision.HIGHEST)
+
+
+@differentiable(lambda total, x, w: total + _dot(x, w))
 def add_dot(total: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """``total + x @ w``, where the total is lifted (and its tangent is not), by the backend's product.
 
@@ -42,36 +43,16 @@ def add_dot(total: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.where(magnitude(term) - u32(1) < _FINE, jnp.float32(np.nan), total + term)
 
 
-@add_dot.defjvp
-def _add_dot_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (_, x, w), (moved, x_moved, w_moved) = primals, tangents
-    return add_dot(*primals), moved + _dot(x_moved, w) + _dot(x, w_moved)
-
-
-@jax.custom_jvp
+@differentiable(lambda total, x, w: total + _dot(x, w))
 def add_quickly(total: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """The same in whatever order is fast: now and then the sum is another one."""
     return total + _dot(lift(x, LIFT), w)
 
 
-@add_quickly.defjvp
-def _add_quickly_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (_, x, w), (moved, x_moved, w_moved) = primals, tangents
-    return add_quickly(*primals), moved + _dot(x_moved, w) + _dot(x, w_moved)
-
-
-@jax.custom_jvp
+@differentiable(lambda total: total)
 def lowered(total: jax.Array) -> jax.Array:
     """A sum of :func:`add_dot` or :func:`add_quickly`."""
     return lower(total, LIFT)
-
-
-@lowered.defjvp
-def _lowered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    return lowered(*primals), tangents[0]
-
-
-_dot = partial(jnp.dot, precision=lax.Precision.HIGHEST)
 
 
 @custom_vmap

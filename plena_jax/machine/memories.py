@@ -58,8 +58,12 @@ def has_long_significand(mram: jax.Array, config: MachineConfig) -> jax.Array:
     """bool []: whether a product with a VRAM element may not be exact although the configuration's formats say so."""
     # A product has as many bits as both significands together: of 24, so many must be free.
     taken = significand(vram_format(config)) if exact_products(config) else 0
-    low = np.uint32((1 << taken) - 1)
-    return jnp.any((lax.bitcast_convert_type(mram, jnp.uint32) & low) != 0)
+    return jnp.any(leaves_too_few(mram, taken))
+
+
+def leaves_too_few(a: jax.Array, bits: int) -> jax.Array:
+    """bool [...]: which elements' significands leave fewer than so many bits of 24 free."""
+    return (lax.bitcast_convert_type(a, jnp.uint32) & np.uint32((1 << bits) - 1)) != 0
 
 
 # -- between the readable state and what runs -------------------------------------------------------------------------

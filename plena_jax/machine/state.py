@@ -288,15 +288,13 @@ INTEGER_FIELDS = (
     *("int_sram", "gp", "a", "scale", "stride", "v_mask", "loops", "pc", "status", "ticks", "counts", "cycles"),
     "hbm_blocks",
 )
+FLOAT_FIELDS = tuple(f.name for f in dataclasses.fields(MachineState) if f.name not in INTEGER_FIELDS)
 
 
 def integer_leaves(state: MachineState) -> list[Any]:
     """The arrays of all integer fields."""
     leaves: list[Any] = jax.tree.leaves([getattr(state, name) for name in INTEGER_FIELDS])
     return leaves
-
-
-FLOAT_FIELDS = tuple(f.name for f in dataclasses.fields(MachineState) if f.name not in INTEGER_FIELDS)
 
 
 def _wide(pair: np.ndarray) -> int:

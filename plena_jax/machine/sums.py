@@ -13,7 +13,7 @@ and the plain sum is taken. Derivatives are those of the plain products and sums
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from plena_jax import arithmetic
-from plena_jax.arithmetic import lift, lower
+from plena_jax.arithmetic import differentiable, lift, lower
 from plena_jax.bits import (
     DEFAULT_NAN,
     INFINITY,
@@ -57,21 +57,6 @@ _WIDELY_UNROLLED = 16
 Plain = Callable[..., jax.Array]
 
 
-def _differentiable(plain: Plain) -> Callable[[Plain], Plain]:
-    """Give an ordered sum the derivative of ``plain``."""
-
-    def decorate(exact: Plain) -> Plain:
-        wrapped = jax.custom_jvp(exact)
-
-        def jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-            return wrapped(*primals), jax.jvp(plain, primals, tangents)[1]
-
-        wrapped.defjvp(jvp)
-        return wraps(exact)(jax.jit(wrapped))
-
-    return decorate
-
-
 def is_finite(a: jax.Array) -> jax.Array:
     """Whether ``a`` is neither infinite nor NaN, from its bits."""
     return magnitude(a) < u32(INFINITY)
@@ -80,13 +65,13 @@ def is_finite(a: jax.Array) -> jax.Array:
 # -- products with a matrix -------------------------------------------------------------------------------------------
 
 
-@_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
+@differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """``a + x @ w`` for float32 [m, n], [m, k], [k, n], added along k."""
     return _add(a, matmul(x, w, _lifted_product), _named(matmul(x, w), x, w))
 
 
-@_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
+@differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate_lifted(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """Like :func:`accumulate` in a third of the time, if ``w`` has no subnormals and no result is infinite or NaN.
 
@@ -95,7 +80,7 @@ def accumulate_lifted(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     return lower(lift(a, LIFT) + matmul(lift(x, LIFT), w), LIFT)
 
 
-@_differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
+@differentiable(lambda a, x, w: a + jnp.dot(x, w, precision=lax.Precision.HIGHEST))
 def accumulate_exact(a: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     """Like :func:`accumulate_lifted` in five sixths of the time, if float32 holds every product exactly."""
     return lower(lift(a, LIFT) + exact_matmul(lift(x, LIFT), w), LIFT)
@@ -239,7 +224,7 @@ def _one_by_one(terms: jax.Array, total: jax.Array | None = None) -> jax.Array:
 # -- sums over lanes --------------------------------------------------------------------------------------------------
 
 
-@_differentiable(lambda a, x, rows: a + jnp.dot(rows, x, precision=lax.Precision.HIGHEST))
+@differentiable(lambda a, x, rows: a + jnp.dot(rows, x, precision=lax.Precision.HIGHEST))
 def accumulate_dots(a: jax.Array, x: jax.Array, rows: jax.Array) -> jax.Array:
     """``a + rows @ x`` for float32 [n], [k] and [n, k]: eight partial sums along k, then halves, then neighbours.
 
@@ -274,7 +259,7 @@ def _sequential(terms: jax.Array) -> jax.Array:
     return lax.fori_loop(1, len(terms), lambda i, total: total + terms[i], terms[0])
 
 
-@_differentiable(lambda rows: rows.sum(axis=-1))
+@differentiable(lambda rows: rows.sum(axis=-1))
 def row_sum(rows: jax.Array) -> jax.Array:
     """float32 [m] sums over the last axis of [m, n]."""
     total = _settled(_row_sum(lift(rows, LIFT)), rows)
@@ -320,7 +305,7 @@ def _row_sum(rows: jax.Array) -> jax.Array:
     return total
 
 
-@_differentiable(lambda rows: rows.max(axis=-1))
+@differentiable(lambda rows: rows.max(axis=-1))
 def row_max(rows: jax.Array) -> jax.Array:
     """float32 [m]: largest lane of each row of [m, n], NaN if any is; of zeros with both signs, the reference's one."""
     order, rank, bits = _max_order(rows.shape[1]), jnp.asarray(_max_rank(rows.shape[1]))[None], to_bits(rows)

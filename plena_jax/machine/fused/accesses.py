@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from plena_jax.isa import TOPK_POLICIES
-from plena_jax.machine.fused.families import COLUMNS, OF_SCALARS, Entry, Family, topk_rows
+from plena_jax.machine.fused.families import COLUMNS, COPY, OF_SCALARS, Entry, Family, topk_rows
 from plena_jax.machine.fused.resources import Ints, Resources
 from plena_jax.machine.record import Flag, Record
 from plena_jax.machine.semantics import Stage, branches
@@ -88,7 +88,7 @@ class Accesses:
         """int64: a column of some records."""
         return self.records[index, name].astype(np.int64)
 
-    def add(self, family: Family, index: Ints, rows: int = 1, each: int = 1, listed: int = 0, **ints: Any) -> Ints:
+    def add(self, family: int, index: Ints, rows: int = 1, each: int = 1, listed: int = 0, **ints: Any) -> Ints:
         """Operations of records ``index``, each with ``each`` entries; returns the entries. Lower-case columns."""
         size = len(index)
         first = self.nodes.add(size, family=int(family), rows=rows * each, key=index)
@@ -136,7 +136,7 @@ def _operand(a: Accesses, index: Ints, name: str) -> Ints:
     return np.where(in_vram, a.resources.vram + row, a.resources.scalars(row, lane))
 
 
-def _lanewise(family: Family, a: Accesses, index: Ints) -> None:
+def _lanewise(family: int, a: Accesses, index: Ints) -> None:
     if family not in OF_SCALARS:
         return _of_one_kind(family, a, index)
     in_vram = (a.column(Record.FLAGS, index) & int(Flag.RD_VRAM)) != 0
@@ -145,7 +145,7 @@ def _lanewise(family: Family, a: Accesses, index: Ints) -> None:
             _of_one_kind(kind, a, index[which])
 
 
-def _of_one_kind(family: Family, a: Accesses, index: Ints) -> None:
+def _of_one_kind(family: int, a: Accesses, index: Ints) -> None:
     entry = a.add(
         family,
         index,
@@ -333,7 +333,7 @@ _EXPANSIONS: dict[str, Callable[[Accesses, Ints], None]] = {
         "exp": Family.EXP,
         "reciprocal": Family.RECIPROCAL,
         "sqrt": Family.SQRT,
-        "move": Family.MOVE,
+        "move": COPY,
         "v_shft_v": Family.SHIFT,
         "v_red_sum": Family.SUM,
         "v_red_sum_masked": Family.SUM_MASKED,

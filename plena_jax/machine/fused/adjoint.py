@@ -35,7 +35,7 @@ _TRANSFERS = {
 #: Families of one or two operands, which are rows or scalars.
 _SIMPLE = frozenset(
     {
-        *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT, Family.MOVE),
+        *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT),
         *OF_SCALARS.values(),
         *(Family.SHIFT, Family.SUM, Family.SUM_MASKED, Family.MAX, Family.MAX_MASKED, Family.WRITE_OUT),
     }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plena_jax.machine.fused.accesses import Accesses
-from plena_jax.machine.fused.families import OF_SCALARS, Entry, Family
+from plena_jax.machine.fused.families import COPY, OF_SCALARS, Entry, Family
 from plena_jax.machine.fused.resources import Ints
 
 #: Operations whose results depend on the values of A and B and on ARGUMENT alone.
@@ -45,17 +45,17 @@ def copies(a: Accesses, count: int, seen: Ints, made: Ints) -> Copies:
     made_by[a.writes["node"]] = made
     source, gone = np.arange(count), np.zeros(a.nodes.count, bool)
     reader, position = node[a.reads["entry"]], a.reads["position"]
-    is_move = family[reader] == Family.MOVE
-    source[made_by[reader[is_move]]] = seen[is_move]
-    gone[family == Family.MOVE] = True
+    is_copy, is_pure = family == COPY, np.isin(family, _PURE)
+    source[made_by[reader[is_copy[reader]]]] = seen[is_copy[reader]]
+    gone[is_copy] = True
     source = _followed(source)
 
-    pure = np.nonzero(np.isin(family, _PURE))[0]
+    pure = np.nonzero(is_pure)[0]
     if not len(pure):
         return Copies(source, gone)
     operands = np.full((2, a.nodes.count), -1)
     for row, name in enumerate((Entry.A, Entry.B)):
-        mine = (position == name) & np.isin(family[reader], _PURE)
+        mine = (position == name) & is_pure[reader]
         operands[row, reader[mine]] = seen[mine]
     argument = np.zeros(a.nodes.count, np.int64)
     argument[node] = a.ints[:, Entry.ARGUMENT]
@@ -63,10 +63,9 @@ def copies(a: Accesses, count: int, seen: Ints, made: Ints) -> Copies:
         first = np.where(operands[:, pure] >= 0, source[operands[:, pure]], -1)
         keys = np.stack([a.nodes["key"][pure], argument[pure], *first, family[pure]])
         order = np.lexsort(keys)
-        same = (keys[1:, order[1:]] == keys[1:, order[:-1]]).all(axis=0)
+        copied = np.append(False, (keys[1:, order[1:]] == keys[1:, order[:-1]]).all(axis=0))
         # Of those that are the same the first one in time computes.
-        leader = np.maximum.accumulate(np.where(np.append(False, same), 0, np.arange(len(order))))
-        copied = np.append(False, same)
+        leader = np.maximum.accumulate(np.where(copied, 0, np.arange(len(order))))
         source[made_by[pure[order[copied]]]] = made_by[pure[order[leader[copied]]]]
         gone[pure[order[copied]]] = True
         source = _followed(source)

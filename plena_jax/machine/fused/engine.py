@@ -78,12 +78,16 @@ class Fused:
                 self._ends["last"] = held
         return held[1]
 
+    def end(self, int_sram: Any) -> _End:
+        """What is known of the end of a run."""
+        fresh, unknown = self._known
+        return _End(fresh, int_sram, unknown)
+
     @cached_property
-    def end(self) -> tuple[Any, Any]:
+    def _known(self) -> tuple[Any, Any]:
         """Drained accumulators and unknown entries of INT SRAM, on the device."""
-        with jax.ensure_compile_time_eval():
-            fresh, unknown = jax.device_put((np.uint32(self.trace.fresh), self.trace.unknown))
-        return fresh, unknown
+        found: tuple[Any, Any] = jax.device_put((np.uint32(self.trace.fresh), self.trace.unknown))
+        return found
 
     @cached_property
     def _ends(self) -> dict[str, tuple[list[Any], dict[str, Any]]]:
@@ -221,7 +225,7 @@ def plan_for(fused: Fused, hbm: Array, strict: bool, clipped: bool = False) -> P
 #: What most programs take, without the matrix unit and with it.
 _COMMON_VECTOR = frozenset(
     {
-        *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT, Family.MOVE),
+        *(Family.ADD, Family.MULTIPLY, Family.SELECT, Family.EXP, Family.RECIPROCAL, Family.SQRT),
         *(Family.SUM, Family.MAX, Family.MAP, Family.PREFETCH_V, *OF_SCALARS.values()),
     }
 )
@@ -326,8 +330,7 @@ def compile_fused(trace: Trace, state: MachineState, strict: bool) -> None:
     plan = plan_for(fused, state.hbm, strict)
     nothing = lambda table: table._replace(length=np.int32(0), bounds=np.zeros_like(table.bounds))
     tables = [nothing(table) for table in fused.tables(plan)]
-    fresh, unknown = fused.end
-    end = _End(fresh, state.int_sram, unknown)
+    end = fused.end(state.int_sram)
     for run in (_run_copies, _run_donating):
         floats, kept = _floats(jax.tree.map(jnp.copy, state), plan)
         jax.block_until_ready(run(plan, floats, kept, state.int_sram, tables, _borrowed(tables, plan.config), end))
@@ -372,8 +375,7 @@ def run_fused(trace: Trace, state: MachineState, donate: bool = False, strict: b
     plan = plan_for(fused, state.hbm, strict)
     tables, integers = fused.tables(plan), fused.integers(state)
     floats, kept = _floats(state, plan)
-    fresh, unknown = fused.end
-    end = _End(fresh, integers["int_sram"], unknown)
+    end = fused.end(integers["int_sram"])
     run = _run_donating if donate else _run_copies
     results, scratch = run(plan, floats, kept, state.int_sram, tables, _borrowed(tables, plan.config), end)
     with _lock:

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from plena_jax.config import Formats
@@ -23,6 +22,7 @@ from plena_jax.machine.dots import add_dot, add_quickly, adds_in_order, lowered
 from plena_jax.machine.fused.families import (
     COLUMNS,
     KINDS,
+    LOADS,
     WIDE,
     Entry,
     Family,
@@ -34,7 +34,7 @@ from plena_jax.machine.fused.moves import loaded, stored
 from plena_jax.machine.fused.operands import Machine
 from plena_jax.machine.fused.tables import Move, Plan, Tables
 from plena_jax.machine.layout import Layout
-from plena_jax.machine.memories import Memories, is_subnormal
+from plena_jax.machine.memories import Memories, is_subnormal, leaves_too_few
 from plena_jax.machine.semantics.matrix import fast_sums
 from plena_jax.machine.semantics.memory import h_store_v, tile_decoding
 from plena_jax.machine.sums import accumulate, accumulate_exact, is_finite
@@ -43,7 +43,6 @@ from plena_jax.machine.view import View
 
 Rows = tuple[jax.Array, jax.Array]
 PRODUCTS = (Family.PRODUCT, Family.PRODUCT_TRANSPOSED)
-LOADS = (Family.PREFETCH_M, Family.PREFETCH_M_KV)
 #: What a tile may have that fast products exclude: subnormal numbers, or so long significands that a product with a
 #: row's element is not exact. Only values of HBM are suspect of the latter. Places in bool [2].
 SUBNORMAL, LONG = 0, 1
@@ -101,13 +100,12 @@ class WideSteps:
 
     def is_long(self, tile: jax.Array) -> jax.Array:
         """bool: elements whose product with an element of vector SRAM may not be exact."""
-        free = np.uint32((1 << significand(vram_format(self.config))) - 1)
-        return (lax.bitcast_convert_type(tile, jnp.uint32) & free) != 0
+        return leaves_too_few(tile, significand(vram_format(self.config)))
 
     def run(self, values: jax.Array, hbm: jax.Array, careful: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Values, HBM, and what some tile has, at the end."""
         if not (self.plan.stores or self.loads):
-            _, values, _ = self._until(lambda i: i < self.tables.length, jnp.int32(0), values, hbm, careful)
+            _, values = self._until(lambda i: i < self.tables.length, jnp.int32(0), values, hbm, careful)
             return values, hbm, careful
         within = lambda low, high: (
             lambda i: (i < self.tables.length) & (low <= self.step(i)[0]) & (self.step(i)[0] < high)
@@ -116,7 +114,7 @@ class WideSteps:
 
         def turn(carry: Any) -> Any:
             index, values, hbm, careful = carry
-            index, values, _ = self._until(within(0, self.first_load), index, values, hbm, careful)
+            index, values = self._until(within(0, self.first_load), index, values, hbm, careful)
             if self.loads:
                 load = lambda c: (c[0] + 1, *self.load(c[1], hbm, c[2], self.step(c[0])))
                 loads = within(self.first_load, self.first_store)
@@ -140,18 +138,18 @@ class WideSteps:
         index: jax.Array,
         values: jax.Array,
         hbm: jax.Array,
-        careful: Any,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        careful: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
         def turn(carry: Any) -> Any:
-            index, values, careful = carry
+            index, values = carry
             step = self.step(index)
             runs: list[Any] = [partial(self.branch, family, size) for _, family, size in self.branches]
             runs[self.first_product :] = [self.product] if self.products else []
             place = jnp.minimum(step[0], len(runs) - 1)
             new = lax.switch(place, runs, values, hbm, careful, step)
-            return index + 1, put_rows(values, step[1], new), careful
+            return index + 1, put_rows(values, step[1], new)
 
-        return lax.while_loop(lambda c: goes_on(c[0]), turn, (index, values, careful))
+        return lax.while_loop(lambda c: goes_on(c[0]), turn, (index, values))
 
     # -- branches -----------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ class Entry(enum.IntEnum):
 
 
 COLUMNS = len(Entry)
+#: In place of the family of operations that only copy a scalar: they make no value (see ``copies.py``).
+COPY = -3
 #: Rows that a wide step writes.
 WIDE = 64
 #: Operations of a lane-wise step when there are only few.
@@ -65,7 +67,6 @@ class Family(enum.IntEnum):
     EXP = enum.auto()
     RECIPROCAL = enum.auto()
     SQRT = enum.auto()
-    MOVE = enum.auto()
     #: The same of f registers.
     ADD_SCALARS = enum.auto()
     MULTIPLY_SCALARS = enum.auto()
@@ -281,10 +282,9 @@ def _transfer(function: Callable[..., Any], argument: int, m: Machine, entry: ja
     return result.reshape(-1, m.config.vlen)
 
 
-def _transfers(function: Callable[..., Any], argument: int, tiles: bool) -> Kind:
+def _transfers(function: Callable[..., Any], argument: int) -> Kind:
     none: Operands = lambda config, entry, pool: jnp.zeros(1, jnp.int32)
-    compute = partial(_transfer, function, argument)
-    return Kind(compute, none, wide_rows, _blocks) if tiles else Kind(compute, none)
+    return Kind(partial(_transfer, function, argument), none)
 
 
 def _blocks(config: MachineConfig) -> tuple[int, ...]:
@@ -315,7 +315,6 @@ def _kinds() -> dict[Family, Kind]:
         Family.EXP: _lanewise(lanewise.exp, (a,)),
         Family.RECIPROCAL: _lanewise(lanewise.reciprocal, (a,)),
         Family.SQRT: _lanewise(lanewise.sqrt, (a,), "scalar"),
-        Family.MOVE: _lanewise(lanewise.move, (a,), "scalar"),
         Family.ADD_SCALARS: _lanewise(lanewise.add, (a, b), "scalar"),
         Family.MULTIPLY_SCALARS: _lanewise(lanewise.multiply, (a, b), "scalar"),
         Family.SELECT_SCALARS: _lanewise(lanewise.select, (a, b), "scalar"),
@@ -335,23 +334,24 @@ def _kinds() -> dict[Family, Kind]:
         Family.BMM: Kind(_heads, _head_operands, wide_rows, _blocks),
         Family.BMV: _vector_kind(matrix.m_bmv, "hv_accum"),
         Family.BTMV: _vector_kind(matrix.m_btmv, "hv_accum"),
-        Family.PREFETCH_M: _transfers(memory.h_prefetch_m, 0, tiles=True),
-        Family.PREFETCH_M_KV: _transfers(memory.h_prefetch_m, 1, tiles=True),
-        Family.PREFETCH_V: _transfers(memory.h_prefetch_v, 0, tiles=False),
-        Family.PREFETCH_V_KV: _transfers(memory.h_prefetch_v, 1, tiles=False),
+        Family.PREFETCH_V: _transfers(memory.h_prefetch_v, 0),
+        Family.PREFETCH_V_KV: _transfers(memory.h_prefetch_v, 1),
         Family.TOPK: Kind(_topk, _pooled(topk_rows), lambda c: 2 * TOPK_ENTRIES, one),
     }
 
 
 #: Of f registers, instead of rows.
-OF_SCALARS = {
+OF_SCALARS: dict[int, Family] = {
     Family.ADD: Family.ADD_SCALARS,
     Family.MULTIPLY: Family.MULTIPLY_SCALARS,
     Family.SELECT: Family.SELECT_SCALARS,
     Family.EXP: Family.EXP_SCALARS,
     Family.RECIPROCAL: Family.RECIPROCAL_SCALARS,
 }
-#: All families but ASSEMBLE, PRODUCT* and STORE, which are not functions of so many rows (see ``execute.py``).
+#: Loads of tiles.
+LOADS = (Family.PREFETCH_M, Family.PREFETCH_M_KV)
+#: All families but ASSEMBLE, PRODUCT*, PREFETCH_M* and STORE, which are not functions of so many rows (see
+#: ``execute.py``).
 KINDS = _kinds()
 
 
@@ -361,11 +361,15 @@ def sizes(family: Family, config: MachineConfig) -> tuple[int, ...]:
         return FEW_PRODUCTS, WIDE
     if family in (Family.ASSEMBLE, Family.STORE):
         return FEW, WIDE
+    if family in LOADS:
+        return _blocks(config)
     return KINDS[family].sizes(config)
 
 
 def unit(family: Family, config: MachineConfig) -> int:
     """Rows that an operation writes."""
+    if family in LOADS:
+        return wide_rows(config)
     return KINDS[family].unit(config) if family in KINDS else int(family is not Family.STORE)
 
 

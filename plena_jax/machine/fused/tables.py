@@ -22,7 +22,6 @@ _VECTOR = (
         Family.EXP,
         Family.RECIPROCAL,
         Family.SQRT,
-        Family.MOVE,
         *OF_SCALARS.values(),
         Family.SHIFT,
     ),
